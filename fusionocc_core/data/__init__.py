@@ -1,0 +1,1 @@
+"""Data sets and the way from a SensorFrame to a Batch."""

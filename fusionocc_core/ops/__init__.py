@@ -1,0 +1,1 @@
+"""Stateless functions on tensors: a readable reference each, fast paths where present."""

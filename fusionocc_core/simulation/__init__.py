@@ -1,0 +1,1 @@
+"""The procedural street that writes data sets in nuScenes format."""

@@ -1,0 +1,278 @@
+"""What flows through the package: SensorFrame -> Batch -> Outputs -> Occupancy.
+
+Tensor names carry their shape. Legend: B batch, T frames in time (0 = now, then earlier keyframes, newest first),
+N cameras, H W image height and width, h w feature height and width, D depth bins, K classes, P points, X Y Z voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionocc_core.geometry import check_rigid
+from fusionocc_core.grids import LabelSet, VoxelGrid
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+POINT_COLUMNS = ("x", "y", "z", "intensity", "ring")
+"""Columns of LidarSweep.points; a sixth, "dt" (seconds after the sweep's stamp, negative = earlier), may follow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraImage:
+    """One picture with its calibration, its own stamp and the ego pose at that stamp."""
+
+    name: str
+    image: NDArray[np.uint8]
+    """(H, W, 3) uint8, RGB, undistorted."""
+    intrinsics: NDArray[np.float64]
+    """(3, 3), pixels, at the resolution of ``image``."""
+    cam2ego: NDArray[np.float64]
+    """(4, 4); cam is optical: x right, y down, z forward."""
+    ego2global: NDArray[np.float64]
+    """(4, 4) at this camera's stamp."""
+    stamp_ns: int
+
+    def __post_init__(self) -> None:
+        """Refuse what would give a wrong answer later."""
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8 or 0 in self.image.shape:
+            raise ValueError(
+                f"camera {self.name}: image is {self.image.dtype} {self.image.shape}; expected uint8 (H, W, 3) RGB"
+            )
+        k = self.intrinsics
+        if k.shape != (3, 3) or not np.isfinite(k).all():
+            raise ValueError(f"camera {self.name}: intrinsics must be 3x3 and finite, got {k.tolist()}")
+        if k[0, 0] <= 0 or k[1, 1] <= 0:
+            raise ValueError(
+                f"camera {self.name}: focal lengths fx={k[0, 0]}, fy={k[1, 1]} must be positive pixels; "
+                "an uncalibrated camera publishes zeros in CameraInfo.k: calibrate it"
+            )
+        check_rigid(f"camera {self.name}: cam2ego", self.cam2ego)
+        check_rigid(f"camera {self.name}: ego2global", self.ego2global)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LidarSweep:
+    """One point cloud in the sensor's own axes, with the ego pose at its stamp."""
+
+    points: NDArray[np.float32]
+    """(P, 5) or (P, 6): see POINT_COLUMNS; metres, intensity 0..255, ring index from the lowest beam up."""
+    lidar2ego: NDArray[np.float64]
+    """(4, 4)."""
+    ego2global: NDArray[np.float64]
+    """(4, 4) at stamp_ns."""
+    stamp_ns: int
+
+    def __post_init__(self) -> None:
+        """Refuse what would give a wrong answer later."""
+        p = self.points
+        if p.ndim != 2 or p.shape[1] not in (5, 6) or p.dtype != np.float32:
+            raise ValueError(
+                f"LidarSweep.points is {p.dtype} {p.shape}; expected float32 (P, 5) = {', '.join(POINT_COLUMNS)} "
+                "or (P, 6) with dt"
+            )
+        if len(p) == 0:
+            raise ValueError("LidarSweep.points is empty: the sensor sent a cloud without points")
+        bad = ~np.isfinite(p).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"LidarSweep.points: {int(bad.sum())} of {len(p)} points are not finite; drop them before "
+                "(fusionocc_ros does, and counts them)"
+            )
+        check_rigid("LidarSweep: lidar2ego", self.lidar2ego)
+        check_rigid("LidarSweep: ego2global", self.ego2global)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensorFrame:
+    """Everything that the sensors saw around one reference time, and earlier keyframes for models with memory.
+
+    The order of ``cameras`` matters to models that follow an official checkpoint (its first camera defines the key pose).
+    """
+
+    stamp_ns: int
+    """The reference time; with a LiDAR, its stamp."""
+    ego2global: NDArray[np.float64]
+    """(4, 4) ego pose at the reference time."""
+    cameras: tuple[CameraImage, ...]
+    lidar: LidarSweep | None
+    camera_history: tuple[tuple[CameraImage, ...], ...] = ()
+    """Earlier keyframes' pictures, newest first; each entry may hold fewer cameras than ``cameras``."""
+    lidar_history: tuple[LidarSweep, ...] = ()
+    """Earlier keyframes' clouds, newest first."""
+    token: str = ""
+    """Where the frame comes from, for messages and file names: a nuScenes sample token, or empty."""
+    scene: str = ""
+    """Scene name, where there is one."""
+
+    def __post_init__(self) -> None:
+        """Refuse frames without any sensor and camera names that occur twice."""
+        check_rigid("SensorFrame.ego2global", self.ego2global)
+        if not self.cameras and self.lidar is None:
+            raise ValueError("SensorFrame: no camera and no LiDAR; a frame needs at least one sensor")
+        for group in (self.cameras, *self.camera_history):
+            names = [camera.name for camera in group]
+            if len(set(names)) != len(names):
+                raise ValueError(f"SensorFrame: camera names must differ, got {names}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """How a model wants its sensors: the contract between SensorFrame and Batch (data/pipeline.py carries it out).
+
+    The fields from ``channel_order`` on name habits of official checkpoints; where a habit is wrong, the default here is the
+    correct behaviour and the official-compatible presets switch the habit on.
+    """
+
+    image_size: tuple[int, int]
+    """(H, W) of the network's input, pixels."""
+    num_cameras: int = 6
+    """Most cameras that a frame may hold; fewer are accepted, none is refused unless the frame has a LiDAR and the model copes."""
+    camera_history: int = 0
+    """Earlier keyframes of pictures."""
+    lidar_history: int = 0
+    """Earlier keyframes of clouds."""
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    depth_range: tuple[float, float] = (1.0, 45.0)
+    """Depths kept in the sparse depth map: start <= d < stop, metres."""
+    resampling: str = "opencv"
+    """"pillow" (bicubic, as the official pipelines) or "opencv" (area; about a third of the cost)."""
+    channel_order: str = "rgb"
+    """"bgr": the picture's channels are swapped but mean and std are applied as they stand (BEVDet family)."""
+    key_pose: str = "reference"
+    """Which ego pose the cameras are brought to: "reference" (LiDAR stamp) or "first_camera" (BEVDet family)."""
+    include_current_sweep: bool = True
+    """False: only earlier sweeps enter the LiDAR branch (FusionOcc: a class method drops the current cloud)."""
+    repeat_current_sweep: bool = False
+    """True: missing history is filled with the current sweep, as often as is missing (FusionOcc at the start of a scene)."""
+    thin_rings_up_to: int | None = None
+    """Rings 0..this are thinned to ``thin_keep`` (FusionOcc: 16, also at test time); None keeps every point."""
+    thin_keep: float = 0.2
+    range_margin: float = 1e-3
+    """Points closer than this to the grid's border are dropped, metres."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that the pipeline does not know."""
+        choices = {
+            "resampling": ("pillow", "opencv"),
+            "channel_order": ("rgb", "bgr"),
+            "key_pose": ("reference", "first_camera"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"InputConfig.{name}={getattr(self, name)!r}: expected one of {allowed}")
+        if min(self.image_size) < 1 or self.num_cameras < 1 or min(self.camera_history, self.lidar_history) < 0:
+            raise ValueError(
+                f"InputConfig: image_size={self.image_size}, num_cameras={self.num_cameras} must be positive, "
+                f"camera_history={self.camera_history} and lidar_history={self.lidar_history} not negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What enters a network. Made by data.pipeline, moved to a device by ``to``; all float32."""
+
+    images_BTNCHW: Tensor
+    """Normalised pictures. T = 1 + InputConfig.camera_history."""
+    intrinsics_BTN33: Tensor
+    """At the resolution of the source picture."""
+    image_aug_BTN44: Tensor
+    """Maps (u, v, depth, 1) of the source picture to the network's picture: resize, crop, flip, rotation."""
+    cam2keyego_BTN44: Tensor
+    """Camera at its own stamp -> ego at the key time; ego motion between the two is in it. Without BEV augmentation."""
+    bev_aug_B44: Tensor
+    """Ego -> augmented ego; the identity at test time. Already applied to ``points``."""
+    points: tuple[Tensor, ...]
+    """B clouds (P, 5) in the (augmented) key ego frame: x, y, z, intensity, ring."""
+    depth_BNHW: Tensor
+    """The current sweep seen by the current cameras, metres; 0 where no point falls."""
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together (a programming error if not)."""
+        b, t, n, c, h, w = self.images_BTNCHW.shape
+        expected = {
+            "intrinsics_BTN33": (b, t, n, 3, 3),
+            "image_aug_BTN44": (b, t, n, 4, 4),
+            "cam2keyego_BTN44": (b, t, n, 4, 4),
+            "bev_aug_B44": (b, 4, 4),
+            "depth_BNHW": (b, n, h, w),
+        }
+        for name, shape in expected.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise ValueError(f"Batch.{name}: shape {tuple(getattr(self, name).shape)}, expected {shape}")
+        if c != 3 or len(self.points) != b:
+            raise ValueError(f"Batch: {c} image channels (expected 3), {len(self.points)} clouds for {b} samples")
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "points"
+        }
+        return replace(self, points=tuple(p.to(device, non_blocking=True) for p in self.points), **moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What a network gives back; None where a model has no such output."""
+
+    logits_BKXYZ: Tensor
+    """Unnormalised scores of the classes, public axis order."""
+    depth_logits_BNDhw: Tensor | None = None
+    """Of the current pictures."""
+    seg_logits_BNKhw: Tensor | None = None
+    """2D segmentation of the current pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Where the time of one prediction went, seconds."""
+
+    prepare_s: float
+    network_s: float
+    decode_s: float
+
+    @property
+    def total_s(self) -> float:
+        """The sum."""
+        return self.prepare_s + self.network_s + self.decode_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Occupancy:
+    """The answer: a class for every voxel of a grid."""
+
+    labels: NDArray[np.uint8]
+    """(X, Y, Z) class ids of ``label_set``, indexed [x, y, z]."""
+    grid: VoxelGrid
+    label_set: LabelSet
+    stamp_ns: int
+    confidence: NDArray[np.uint8] | None = None
+    """(X, Y, Z) probability of the label, 0..255; None unless asked for."""
+    model: str = ""
+    """Preset or file that made it."""
+    trained_on: str = ""
+    """What the weights have seen; "untrained weights" where they are fresh."""
+    timings: Timings | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not fit the grid."""
+        for name in ("labels", "confidence"):
+            array = getattr(self, name)
+            if array is not None and (array.shape != self.grid.shape or array.dtype != np.uint8):
+                raise ValueError(
+                    f"Occupancy.{name}: {array.dtype} {array.shape}; expected uint8 {self.grid.shape} for its grid"
+                )
+
+    def occupied(self) -> NDArray[np.int64]:
+        """Indices (M, 3) of voxels that are neither free nor unknown, in memory order."""
+        return np.argwhere((self.labels != self.label_set.free) & (self.labels != self.label_set.unknown))
+
+
+UNTRAINED = "untrained weights"
+"""Value of Occupancy.trained_on for fresh weights."""

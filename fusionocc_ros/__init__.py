@@ -1,0 +1,1 @@
+"""The ROS 2 side of fusionocc: node, synchroniser, message conversion, bags."""
