@@ -1,7 +1,8 @@
 """Rigid transforms and projection, in NumPy.
 
-Naming: ``a2b`` is a 4x4 matrix on column vectors that maps points from frame a to frame b, ``p_b = a2b @ p_a``. Chains
-cancel: ``cam2global = ego2global @ cam2ego``. Pose algebra is float64; only finished relative transforms become float32.
+Naming: ``a2b`` is a 4x4 matrix on column vectors that maps points from frame a to frame b, ``p_b = a2b @ p_a``.
+Chains cancel: ``cam2global = ego2global @ cam2ego``. Pose algebra is float64; only finished relative transforms become
+float32.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.floating]
 
 RIGID_TOLERANCE = 1e-3
-"""How far R @ R.T may be from the identity before a matrix is refused as not rigid (calibration files carry 4 to 6 digits)."""
+"""How far R @ R.T may be from the identity before a matrix is refused as not rigid (files carry 4 to 6 digits)."""
 
 
 def rotation_from_quaternion_wxyz(quaternion_wxyz: ArrayLike) -> Array:
@@ -26,7 +27,9 @@ def rotation_from_quaternion_wxyz(quaternion_wxyz: ArrayLike) -> Array:
         raise ValueError(f"quaternion_wxyz: expected 4 finite numbers (w, x, y, z), got {quaternion_wxyz!r}")
     norm = np.linalg.norm(q)
     if norm < 1e-9:
-        raise ValueError(f"quaternion_wxyz: length is zero ({quaternion_wxyz!r}); the rotation is missing in the source")
+        raise ValueError(
+            f"quaternion_wxyz: length is zero ({quaternion_wxyz!r}); the rotation is missing in the source"
+        )
     w, x, y, z = q / norm
     return np.array(
         [
@@ -40,7 +43,7 @@ def rotation_from_quaternion_wxyz(quaternion_wxyz: ArrayLike) -> Array:
 def quaternion_wxyz_from_rotation(rotation: ArrayLike) -> Array:
     """Unit quaternion (w, x, y, z) float64 with w >= 0 from a rotation matrix (3, 3).
 
-    Shepperd's method: the largest of the four squared components is computed first, so that the division is always safe.
+    Shepperd's method: the largest of the four squared components comes first, so that the division is always safe.
     """
     r = np.asarray(rotation, dtype=np.float64)
     if r.shape != (3, 3):
@@ -112,7 +115,7 @@ def check_rigid(name: str, a2b: ArrayLike) -> Array:
 
 
 def inverse(a2b: ArrayLike) -> Array:
-    """``b2a`` (..., 4, 4) float64 of rigid transforms ``a2b`` (..., 4, 4): transposed rotation, not a general inverse."""
+    """``b2a`` (..., 4, 4) float64 of rigid ``a2b`` (..., 4, 4): transposed rotation, not a general inverse."""
     m = np.asarray(a2b, dtype=np.float64)
     out = np.zeros_like(m)
     rotation_t = np.swapaxes(m[..., :3, :3], -1, -2)

@@ -92,7 +92,7 @@ class LidarSweep:
 class SensorFrame:
     """Everything that the sensors saw around one reference time, and earlier keyframes for models with memory.
 
-    The order of ``cameras`` matters to models that follow an official checkpoint (its first camera defines the key pose).
+    The order of ``cameras`` matters to models that follow an official checkpoint (the first defines the key pose).
     """
 
     stamp_ns: int
@@ -125,14 +125,14 @@ class SensorFrame:
 class InputConfig:
     """How a model wants its sensors: the contract between SensorFrame and Batch (data/pipeline.py carries it out).
 
-    The fields from ``channel_order`` on name habits of official checkpoints; where a habit is wrong, the default here is the
-    correct behaviour and the official-compatible presets switch the habit on.
+    From ``channel_order`` on, the fields name habits of official checkpoints; where a habit is wrong, the default is
+    the correct behaviour and the official-compatible presets switch the habit on.
     """
 
     image_size: tuple[int, int]
     """(H, W) of the network's input, pixels."""
     num_cameras: int = 6
-    """Most cameras that a frame may hold; fewer are accepted, none is refused unless the frame has a LiDAR and the model copes."""
+    """Most cameras that a frame may hold; fewer are accepted, none is refused."""
     camera_history: int = 0
     """Earlier keyframes of pictures."""
     lidar_history: int = 0
@@ -150,7 +150,7 @@ class InputConfig:
     include_current_sweep: bool = True
     """False: only earlier sweeps enter the LiDAR branch (FusionOcc: a class method drops the current cloud)."""
     repeat_current_sweep: bool = False
-    """True: missing history is filled with the current sweep, as often as is missing (FusionOcc at the start of a scene)."""
+    """True: missing history is filled with the current sweep, as often as needed (FusionOcc at a scene's start)."""
     thin_rings_up_to: int | None = None
     """Rings 0..this are thinned to ``thin_keep`` (FusionOcc: 16, also at test time); None keeps every point."""
     thin_keep: float = 0.2

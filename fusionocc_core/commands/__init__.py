@@ -1,0 +1,1 @@
+"""Subcommands of `fusionocc`, one module each: add_parser(subparsers) sets run=function(args) -> exit code."""

@@ -1,0 +1,128 @@
+"""SensorFrame in, Occupancy out: preparation, network, decoding, each timed."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusionocc_core.data.pipeline import prepare
+from fusionocc_core.grids import LabelSet, VoxelGrid
+from fusionocc_core.structures import Batch, InputConfig, Occupancy, Outputs, SensorFrame, Timings
+
+
+class ModelConfig(Protocol):
+    """What every network's config says about its input and output."""
+
+    @property
+    def inputs(self) -> InputConfig: ...  # noqa: D102
+    @property
+    def grid(self) -> VoxelGrid: ...  # noqa: D102
+    @property
+    def label_set(self) -> LabelSet: ...  # noqa: D102
+
+
+class ModelCard(Protocol):
+    """Where a network's weights come from."""
+
+    @property
+    def preset(self) -> str: ...  # noqa: D102
+    @property
+    def trained_on(self) -> str: ...  # noqa: D102
+
+
+class OccupancyModel(Protocol):
+    """A network as load_model returns it."""
+
+    @property
+    def config(self) -> ModelConfig: ...  # noqa: D102
+    @property
+    def card(self) -> ModelCard: ...  # noqa: D102
+    def __call__(self, batch: Batch) -> Outputs: ...  # noqa: D102
+    def to(self, device: torch.device) -> OccupancyModel: ...  # noqa: D102
+    def eval(self) -> OccupancyModel: ...  # noqa: D102
+
+
+def pick_device(device: str) -> torch.device:
+    """The torch device that "auto", "cpu", "cuda" or "cuda:N" stands for; auto takes CUDA where there is one.
+
+    Raises:
+        ValueError: a device that torch does not know, or CUDA where there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r}: expected auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={device!r}: this PyTorch ({torch.__version__}) sees no CUDA device; use device='cpu', "
+            "or install a CUDA build of PyTorch and check nvidia-smi"
+        )
+    return chosen
+
+
+def decode(logits_BKXYZ: Tensor, confidence: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Labels (X, Y, Z) of the first sample, and the probability of each label, 0..255, where asked for."""
+    logits_KXYZ = logits_BKXYZ[0]
+    labels = logits_KXYZ.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    if not confidence:
+        return labels, None
+    # The winning class's softmax without the softmax of the others: exp(max - logsumexp).
+    probability = (logits_KXYZ.amax(dim=0) - logits_KXYZ.logsumexp(dim=0)).exp()
+    return labels, (probability * 255).round().to(torch.uint8).cpu().numpy()
+
+
+class Predictor:
+    """Runs a network on one frame at a time.
+
+    Two calls with the same frame give the same answer: where a preset thins points at random, every call draws anew
+    from ``seed``.
+
+    Args:
+        model: a network from load_model.
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+        confidence: also return the probability of each voxel's label.
+        seed: of the random draws at inference.
+    """
+
+    def __init__(self, model: OccupancyModel, *, device: str = "auto", confidence: bool = False, seed: int = 0) -> None:
+        self.device = pick_device(device)
+        self.model = model.to(self.device).eval()
+        self.confidence = confidence
+        self.seed = seed
+
+    @torch.inference_mode()
+    def __call__(self, frame: SensorFrame) -> Occupancy:
+        """Predict the occupancy around the ego vehicle at the frame's reference time.
+
+        Raises:
+            ValueError: the frame does not hold what the network needs; the message names the sensor.
+        """
+        config = self.model.config
+        began = time.perf_counter()
+        generator = torch.Generator().manual_seed(self.seed)
+        batch = prepare(frame, config.inputs, config.grid, generator).to(self.device)
+        prepared = time.perf_counter()
+        outputs = self.model(batch)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        computed = time.perf_counter()
+        labels, confidence = decode(outputs.logits_BKXYZ, self.confidence)
+        return Occupancy(
+            labels=labels,
+            confidence=confidence,
+            grid=config.grid,
+            label_set=config.label_set,
+            stamp_ns=frame.stamp_ns,
+            model=self.model.card.preset,
+            trained_on=self.model.card.trained_on,
+            timings=Timings(
+                prepare_s=prepared - began, network_s=computed - prepared, decode_s=time.perf_counter() - computed
+            ),
+        )
