@@ -1,0 +1,338 @@
+"""Data sets in nuScenes format as a sequence of SensorFrames."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionocc_core.data.files import DECODERS, REDUCTIONS, read_cloud, read_image
+from fusionocc_core.data.nuscenes_tables import Box, Keyframe, SensorRecord, Tables, find_version, shorten
+from fusionocc_core.geometry import inverse
+from fusionocc_core.structures import CameraImage, LidarSweep, SensorFrame
+
+CAMERA_ORDER = (
+    "CAM_FRONT_LEFT",
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_BACK_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_RIGHT",
+)
+"""The order of FusionOcc and the BEVDet family; checkpoints depend on which camera comes first."""
+
+LIDAR_CHANNEL = "LIDAR_TOP"
+"""The LiDAR of nuScenes, taken where a data set has several."""
+
+_MOST_THREADS = 8
+
+
+class NuScenesFrames(Sequence[SensorFrame]):
+    """The keyframes of a data set in nuScenes format, read when indexed.
+
+    Scenes follow each other by their first stamp, keyframes within a scene by theirs. The reference time of a frame is
+    its LiDAR sweep's stamp. Every picture and sweep carries the ego pose at its own stamp. History holds the preceding
+    keyframes of the same scene, newest first; what would lie before the scene's start is absent.
+
+    An object can be pickled and shared with DataLoader workers: it then carries paths and poses, not the tables.
+    A slice is again a NuScenesFrames, over fewer keyframes of the same data.
+
+    Args:
+        root: the folder that holds samples/, maps/ and the folder of tables.
+        version: name of the folder of tables, such as "v1.0-mini"; None takes the only one there is.
+        split: keep the scenes of an official split ("train", "mini_val", ...) or of one in <version>/splits.json.
+        scenes: keep these scenes; not together with ``split``.
+        cameras: channels in the wanted order; None takes all cameras, those of CAMERA_ORDER first, the others sorted.
+            Empty: frames with LiDAR only.
+        lidar: channel of the LiDAR; None takes LIDAR_TOP, or the only one there is.
+        camera_history: how many earlier keyframes of pictures a frame shall hold.
+        lidar_history: how many earlier keyframes of clouds.
+        decoder: "opencv", or "pillow" to see exactly the pixels that the official pipelines see.
+        reduce: decode pictures at 1/reduce of their size (1, 2, 4, 8), intrinsics to match: quicker where the network's
+            picture is small anyway.
+        threads: for decoding the pictures of one frame; None takes the number of cores, and one in worker processes.
+
+    Raises:
+        ModuleNotFoundError: nuscenes-devkit is not installed.
+        FileNotFoundError: the folder, a table or a map picture is missing.
+        ValueError: several versions, an unknown split, scene or channel, tables that do not fit together, or a camera
+            without calibration.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        version: str | None = None,
+        split: str | None = None,
+        scenes: Iterable[str] | None = None,
+        cameras: Sequence[str] | None = None,
+        lidar: str | None = None,
+        camera_history: int = 0,
+        lidar_history: int = 0,
+        decoder: str = "opencv",
+        reduce: int = 1,
+        threads: int | None = None,
+    ) -> None:
+        _check_arguments(camera_history, lidar_history, decoder, reduce, threads)
+        self.root = Path(root)
+        self.version = find_version(self.root, version)
+        self.camera_history, self.lidar_history = camera_history, lidar_history
+        self.decoder, self.reduce, self.threads = decoder, reduce, threads
+        tables = Tables(self.root, self.version)
+        self._tables: Tables | None = tables
+        self.cameras = _choose_cameras(tables, cameras)
+        """Channels in the order of SensorFrame.cameras."""
+        self.lidar = _choose_lidar(tables, lidar)
+        """Channel of the LiDAR, or None where the data set has none."""
+        channels = {*self.cameras, *([self.lidar] if self.lidar else [])}
+        self._keyframes = tables.keyframes(_choose_scenes(tables, split, scenes), channels)
+        if not self._keyframes:
+            raise ValueError(
+                f"{self.root / self.version}: no keyframe in the chosen scenes; table sample is empty for them"
+            )
+        self._selection = range(len(self._keyframes))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the tables, which are large and read again where they are needed."""
+        return {**self.__dict__, "_tables": None}
+
+    def __len__(self) -> int:
+        return len(self._selection)
+
+    @overload
+    def __getitem__(self, index: int) -> SensorFrame: ...
+    @overload
+    def __getitem__(self, index: slice) -> NuScenesFrames: ...
+    def __getitem__(self, index: int | slice) -> SensorFrame | NuScenesFrames:
+        """Read the frame of a keyframe, or select keyframes by a slice.
+
+        Raises:
+            IndexError: beyond the end.
+            FileNotFoundError: a picture or cloud is listed but absent.
+            ValueError: a file is truncated, empty, or holds points that are not finite.
+        """
+        if isinstance(index, slice):
+            part = copy.copy(self)
+            part._selection = self._selection[index]
+            return part
+        return self._read(self._selection[index])
+
+    @property
+    def scenes(self) -> tuple[str, ...]:
+        """Names of the scenes, in the order in which their keyframes follow each other."""
+        return tuple(dict.fromkeys(self._keyframes[i].scene for i in self._selection))
+
+    def scene_indices(self, scene: str) -> range:
+        """Indices of the keyframes of a scene, for ``frames[i]``.
+
+        Raises:
+            ValueError: no such scene here.
+        """
+        found = [n for n, i in enumerate(self._selection) if self._keyframes[i].scene == scene]
+        if not found:
+            raise ValueError(f"scene={scene!r}: not here; there are {shorten(list(self.scenes))}")
+        return range(found[0], found[-1] + 1)
+
+    def keyframe(self, index: int) -> Keyframe:
+        """Stamps, poses, calibration and paths of a keyframe, without reading pictures or clouds."""
+        return self._keyframes[self._selection[index]]
+
+    def boxes(self, index: int, frame: str = "ego") -> list[Box]:
+        """The annotated boxes of a keyframe.
+
+        Args:
+            index: as in ``frames[index]``.
+            frame: "ego" (at the reference time), "global", or "lidar".
+
+        Raises:
+            ValueError: an unknown frame, or "lidar" where there is none.
+        """
+        keyframe = self.keyframe(index)
+        reference = self._reference(keyframe)
+        if frame == "global":
+            global2frame = np.eye(4)
+        elif frame == "ego":
+            global2frame = inverse(reference.ego2global)
+        elif frame == "lidar" and self.lidar in keyframe.records:
+            global2frame = inverse(reference.ego2global @ reference.sensor2ego)
+        else:
+            raise ValueError(
+                f'frame={frame!r}: expected "ego", "global", or "lidar" where the keyframe has a LiDAR sweep'
+            )
+        return self._open_tables().boxes(keyframe.token, np.asarray(global2frame))
+
+    def sensor_records(self, scene: str, modalities: Sequence[str] = ("camera", "lidar")) -> Iterator[SensorRecord]:
+        """Every file of a scene in the order of time: keyframes and the sweeps between them.
+
+        Args:
+            scene: one of ``scenes``.
+            modalities: of "camera", "lidar", "radar"; of cameras and LiDARs only the chosen channels are listed.
+
+        Raises:
+            ValueError: no such scene here.
+        """
+        self.scene_indices(scene)
+        tables = self._open_tables()
+        chosen = {*self.cameras, self.lidar}
+        channels = {c for c, m in tables.channels.items() if m in modalities and (m == "radar" or c in chosen)}
+        return tables.sensor_records(scene, channels)
+
+    def _open_tables(self) -> Tables:
+        if self._tables is None:
+            self._tables = Tables(self.root, self.version)
+        return self._tables
+
+    def _reference(self, keyframe: Keyframe) -> SensorRecord:
+        """The record that defines the reference time: the LiDAR's, or else the one nearest to the sample's stamp."""
+        if self.lidar in keyframe.records:
+            return keyframe.records[self.lidar]
+        if not keyframe.records:
+            raise ValueError(f"sample {keyframe.token} of {keyframe.scene}: no file of any chosen camera or LiDAR")
+        return min(keyframe.records.values(), key=lambda record: abs(record.stamp_ns - keyframe.stamp_ns))
+
+    def _earlier(self, index: int, count: int) -> list[Keyframe]:
+        """Up to ``count`` preceding keyframes of the same scene, newest first."""
+        present = min(count, self._keyframes[index].position)
+        return [self._keyframes[index - k] for k in range(1, present + 1)]
+
+    def _read(self, index: int) -> SensorFrame:
+        keyframe = self._keyframes[index]
+        reference = self._reference(keyframe)
+        groups = [keyframe, *self._earlier(index, self.camera_history)]
+        records = [[group.records[c] for c in self.cameras if c in group.records] for group in groups]
+        pictures = self._read_cameras([record for group in records for record in group])
+        cameras = [tuple(next(pictures) for _ in group) for group in records]
+        sweeps = [k.records[self.lidar] for k in self._earlier(index, self.lidar_history) if self.lidar in k.records]
+        return SensorFrame(
+            stamp_ns=reference.stamp_ns,
+            ego2global=reference.ego2global,
+            cameras=cameras[0],
+            lidar=read_sweep(reference) if reference.modality == "lidar" else None,
+            camera_history=tuple(cameras[1:]),
+            lidar_history=tuple(read_sweep(record) for record in sweeps),
+            token=keyframe.token,
+            scene=keyframe.scene,
+        )
+
+    def _read_cameras(self, records: list[SensorRecord]) -> Iterator[CameraImage]:
+        threads = min(len(records), self.threads or _default_threads())
+        if threads <= 1:
+            return iter([read_camera(r, decoder=self.decoder, reduce=self.reduce) for r in records])
+        with ThreadPoolExecutor(threads) as pool:
+            return iter(list(pool.map(lambda r: read_camera(r, decoder=self.decoder, reduce=self.reduce), records)))
+
+
+def read_camera(record: SensorRecord, *, decoder: str = "opencv", reduce: int = 1) -> CameraImage:
+    """Read the picture of a camera's record.
+
+    Raises:
+        FileNotFoundError: it is absent.
+        ValueError: it is truncated, not a picture, or of another size than the tables (and so the intrinsics) say.
+    """
+    what = f"{record.channel} picture (sample_data {record.token})"
+    image = read_image(record.path, decoder=decoder, reduce=reduce, what=what)
+    height, width = image.shape[:2]
+    expected = (-(-record.width // reduce), -(-record.height // reduce))
+    if record.width and (width, height) != expected:
+        raise ValueError(
+            f"{what}: {record.path} is {width}x{height} pixels, the tables say {record.width}x{record.height}"
+            + (f" (read at 1/{reduce})" if reduce > 1 else "")
+            + "; the intrinsics belong to the tables' size: restore the original pictures or scale table and intrinsics"
+        )
+    assert record.intrinsics is not None, "Tables.record gives every camera its intrinsics"
+    return CameraImage(
+        name=record.channel,
+        image=image,
+        intrinsics=scale_intrinsics(record.intrinsics, 1.0 / reduce),
+        cam2ego=record.sensor2ego,
+        ego2global=record.ego2global,
+        stamp_ns=record.stamp_ns,
+    )
+
+
+def read_sweep(record: SensorRecord) -> LidarSweep:
+    """Read the cloud of a LiDAR's record.
+
+    Raises:
+        FileNotFoundError: it is absent.
+        ValueError: it is empty, truncated, or holds points that are not finite.
+    """
+    return LidarSweep(
+        points=read_cloud(record.path, what=f"{record.channel} cloud (sample_data {record.token})"),
+        lidar2ego=record.sensor2ego,
+        ego2global=record.ego2global,
+        stamp_ns=record.stamp_ns,
+    )
+
+
+def scale_intrinsics(intrinsics: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    """Intrinsics (3, 3) of a picture resized by ``scale``, by the official pipelines' rule u' = scale * u.
+
+    The rule ignores that pixel centres lie at half numbers; keeping to it makes a reduced picture give the same
+    geometry as the whole picture resized by the pipeline.
+    """
+    return np.diag([scale, scale, 1.0]) @ intrinsics
+
+
+def _default_threads() -> int:
+    if multiprocessing.parent_process() is not None:
+        return 1
+    return min(_MOST_THREADS, os.cpu_count() or 1)
+
+
+def _check_arguments(camera_history: int, lidar_history: int, decoder: str, reduce: int, threads: int | None) -> None:
+    if camera_history < 0 or lidar_history < 0:
+        raise ValueError(
+            f"camera_history={camera_history}, lidar_history={lidar_history}: expected numbers of keyframes, 0 or more"
+        )
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder={decoder!r}: expected one of {DECODERS}")
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce={reduce!r}: expected one of {REDUCTIONS}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads}: expected 1 or more, or None to choose")
+
+
+def _choose_cameras(tables: Tables, cameras: Sequence[str] | None) -> tuple[str, ...]:
+    present = [channel for channel, modality in tables.channels.items() if modality == "camera"]
+    if cameras is None:
+        return tuple(
+            sorted(present, key=lambda c: (CAMERA_ORDER.index(c) if c in CAMERA_ORDER else len(CAMERA_ORDER), c))
+        )
+    unknown = [channel for channel in cameras if channel not in present]
+    if isinstance(cameras, str) or unknown or len(set(cameras)) != len(cameras):
+        raise ValueError(
+            f"cameras={cameras!r}: expected distinct channels of {', '.join(sorted(present)) or 'no camera'}"
+        )
+    return tuple(cameras)
+
+
+def _choose_lidar(tables: Tables, lidar: str | None) -> str | None:
+    present = sorted(channel for channel, modality in tables.channels.items() if modality == "lidar")
+    if lidar is None and (LIDAR_CHANNEL in present or len(present) < 2):
+        return LIDAR_CHANNEL if LIDAR_CHANNEL in present else next(iter(present), None)
+    if lidar not in present:
+        raise ValueError(f"lidar={lidar!r}: expected one of the LiDARs {', '.join(present) or '(there is none)'}")
+    return lidar
+
+
+def _choose_scenes(tables: Tables, split: str | None, scenes: Iterable[str] | None) -> list[str]:
+    if split is not None and scenes is not None:
+        raise ValueError(f"split={split!r} and scenes= are both given; choose one of them")
+    if split is not None:
+        return tables.scenes_of_split(split)
+    if scenes is None:
+        return tables.scene_names
+    chosen = [scenes] if isinstance(scenes, str) else list(scenes)
+    unknown = [name for name in chosen if name not in tables.scene_names]
+    if unknown or not chosen:
+        raise ValueError(f"scenes={chosen}: expected names out of {shorten(tables.scene_names)}")
+    return chosen
