@@ -1,8 +1,8 @@
 """Which pictures belong to which sweep: a synchroniser anchored at the LiDAR. Pure Python, no ROS.
 
 Every sweep asks each camera for the picture nearest to the sweep's stamp (plus that camera's time offset); a picture
-may serve several sweeps. A set leaves when no camera can offer a better picture any more, or when the deadline has passed.
-Stamps are integer nanoseconds of the sensors' time; the clock is that of arrival and only measures waiting.
+may serve several sweeps. A set leaves when no camera can offer a better picture any more, or when the deadline has
+passed. Stamps are integer nanoseconds of the sensors' time; the clock is that of arrival and only measures waiting.
 
 Every sweep that enters is accounted for: ``received == released + sum(dropped) + pending`` at any time.
 """

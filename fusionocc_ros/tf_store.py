@@ -1,0 +1,237 @@
+"""Transforms between named frames over time: a static tree, moving edges, interpolation. Pure NumPy, no ROS.
+
+Every frame has at most one parent, as in tf. An edge is stored as ``child2parent``; ``lookup`` composes the chain from
+a source frame to a target frame at a stamp. Safe to fill from one thread and read from another.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left, insort
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionocc_core.geometry import (
+    check_rigid,
+    inverse,
+    quaternion_wxyz_from_rotation,
+    rotation_from_quaternion_wxyz,
+    transform,
+)
+
+Matrix = NDArray[np.float64]
+
+S = 1_000_000_000
+JUMP_BACK_NS = S
+"""A moving edge whose stamp falls back by more than this starts anew (a bag looped)."""
+
+
+class TransformError(ValueError):
+    """A transform that is not known; the message names both frames."""
+
+
+class TransformNotYetError(TransformError):
+    """A transform that may still come: its frames are not known yet, or the stamp lies after the newest one."""
+
+
+def interpolate(a: Matrix, b: Matrix, fraction: float) -> Matrix:
+    """The rigid transform on the way from ``a`` (fraction 0) to ``b`` (1): linear translation, slerp rotation.
+
+    Fractions outside 0..1 continue the motion at constant speed.
+    """
+    w, *axis = quaternion_wxyz_from_rotation(a[:3, :3].T @ b[:3, :3])
+    half = float(np.arctan2(np.linalg.norm(axis), w))
+    if half < 1e-12:
+        rotation = a[:3, :3]
+    else:
+        direction = np.asarray(axis) / np.sin(half)
+        part = np.concatenate([[np.cos(fraction * half)], np.sin(fraction * half) * direction])
+        rotation = a[:3, :3] @ rotation_from_quaternion_wxyz(part)
+    return transform(rotation, a[:3, 3] + fraction * (b[:3, 3] - a[:3, 3]))
+
+
+@dataclass
+class Track:
+    """One moving edge: transforms by stamp, oldest first."""
+
+    buffer_ns: int
+    stamps: list[int] = field(default_factory=list)
+    matrices: dict[int, Matrix] = field(default_factory=dict)
+
+    def add(self, stamp_ns: int, matrix: Matrix) -> None:
+        """Insert one; a stamp far behind the newest clears the track first, one older than the buffer is ignored."""
+        if self.stamps and self.stamps[-1] - stamp_ns > JUMP_BACK_NS:
+            self.stamps.clear()
+            self.matrices.clear()
+        if stamp_ns not in self.matrices:
+            insort(self.stamps, stamp_ns)
+        self.matrices[stamp_ns] = matrix
+        while self.stamps[-1] - self.stamps[0] > self.buffer_ns:
+            del self.matrices[self.stamps.pop(0)]
+
+    def at(self, stamp_ns: int, tolerance_ns: int) -> Matrix | None:
+        """The transform at a stamp, or None where it lies further than the tolerance outside of what is known.
+
+        Within the tolerance the motion continues at constant speed, or stands still where the track is shorter than that.
+        """
+        first, last = self.stamps[0], self.stamps[-1]
+        if stamp_ns in self.matrices:
+            return self.matrices[stamp_ns]
+        if not first - tolerance_ns <= stamp_ns <= last + tolerance_ns:
+            return None
+        after = bisect_left(self.stamps, stamp_ns)
+        before_ns, after_ns = self.stamps[max(after - 1, 0)], self.stamps[min(after, len(self.stamps) - 1)]
+        # Continuing from two stamps closer together than the stretch to cover would blow up their noise.
+        if stamp_ns > last:
+            before_ns = next((s for s in reversed(self.stamps) if last - s >= tolerance_ns), last)
+        elif stamp_ns < first:
+            after_ns = next((s for s in self.stamps if s - first >= tolerance_ns), first)
+        if before_ns == after_ns:
+            return self.matrices[before_ns]
+        fraction = (stamp_ns - before_ns) / (after_ns - before_ns)
+        return interpolate(self.matrices[before_ns], self.matrices[after_ns], fraction)
+
+
+class TfStore:
+    """Static and moving transforms, looked up by frame names and stamp.
+
+    Args:
+        buffer_ns: how far back moving edges are kept.
+        tolerance_ns: how far outside of the stamps at hand a moving edge may be continued.
+    """
+
+    def __init__(self, *, buffer_ns: int = 10 * S, tolerance_ns: int = 50_000_000) -> None:
+        self._buffer_ns = buffer_ns
+        self._tolerance_ns = tolerance_ns
+        self._parents: dict[str, str] = {}
+        self._static: dict[str, Matrix] = {}
+        self._tracks: dict[str, Track] = {}
+        self._changed = threading.Condition()
+
+    def set_static(self, parent: str, child: str, child2parent: Matrix) -> None:
+        """Set an edge that does not move; replaces what was known about this child.
+
+        Raises:
+            ValueError: not a rigid transform, or an edge from a frame to itself.
+        """
+        parent, child = _checked(parent, child)
+        matrix = check_rigid(f"transform from {child!r} to {parent!r}", child2parent)
+        with self._changed:
+            self._parents[child] = parent
+            self._static[child] = matrix
+            self._tracks.pop(child, None)
+            self._changed.notify_all()
+
+    def add(self, parent: str, child: str, stamp_ns: int, child2parent: Matrix) -> None:
+        """Add an edge as it is at a stamp.
+
+        Raises:
+            ValueError: not a rigid transform, or an edge from a frame to itself.
+        """
+        parent, child = _checked(parent, child)
+        matrix = check_rigid(f"transform from {child!r} to {parent!r}", child2parent)
+        with self._changed:
+            if self._parents.get(child) != parent:
+                self._tracks.pop(child, None)
+            self._parents[child] = parent
+            self._static.pop(child, None)
+            self._tracks.setdefault(child, Track(self._buffer_ns)).add(stamp_ns, matrix)
+            self._changed.notify_all()
+
+    def lookup(self, source: str, target: str, stamp_ns: int, *, timeout_s: float = 0.0) -> Matrix:
+        """``source2target`` (4, 4) at a stamp, waiting up to ``timeout_s`` for it to become known.
+
+        Raises:
+            TransformNotYetError: it did not become known in time.
+            TransformError: it cannot become known: the stamp lies before the oldest one kept.
+        """
+        source, target = source.lstrip("/"), target.lstrip("/")
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                try:
+                    return self._lookup(source, target, stamp_ns)
+                except TransformNotYetError:
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
+                        raise
+                    self._changed.wait(remaining)
+
+    def connected(self, source: str, target: str) -> bool:
+        """Whether a chain of edges joins two frames, at whatever stamp."""
+        with self._changed:
+            return self._chain(source.lstrip("/"))[-1] == self._chain(target.lstrip("/"))[-1]
+
+    def frames(self) -> list[str]:
+        """All frames known, sorted."""
+        with self._changed:
+            return sorted(set(self._parents) | set(self._parents.values()))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._changed:
+            self._parents.clear()
+            self._static.clear()
+            self._tracks.clear()
+
+    def _lookup(self, source: str, target: str, stamp_ns: int) -> Matrix:
+        if source == target:
+            return np.eye(4)
+        up, down = self._chain(source), self._chain(target)
+        common = next((frame for frame in up if frame in down), None)
+        if common is None:
+            raise TransformNotYetError(self._not_connected(source, target))
+        source2common = self._compose(up[: up.index(common)], source, target, stamp_ns)
+        target2common = self._compose(down[: down.index(common)], source, target, stamp_ns)
+        return np.asarray(inverse(target2common) @ source2common)
+
+    def _chain(self, frame: str) -> list[str]:
+        chain = [frame]
+        while (parent := self._parents.get(chain[-1])) is not None:
+            if parent in chain:
+                raise TransformError(f"the transforms form a loop: {' -> '.join([*chain, parent])}")
+            chain.append(parent)
+        return chain
+
+    def _compose(self, children: list[str], source: str, target: str, stamp_ns: int) -> Matrix:
+        out: Matrix = np.eye(4)
+        for child in children:
+            out = self._edge(child, source, target, stamp_ns) @ out
+        return out
+
+    def _edge(self, child: str, source: str, target: str, stamp_ns: int) -> Matrix:
+        if child in self._static:
+            return self._static[child]
+        track = self._tracks[child]
+        found = track.at(stamp_ns, self._tolerance_ns)
+        if found is not None:
+            return found
+        first, last = track.stamps[0], track.stamps[-1]
+        message = (
+            f"no transform from {source!r} to {target!r} at {stamp_ns / S:.3f} s: {child!r} to "
+            f"{self._parents[child]!r} is known from {first / S:.3f} to {last / S:.3f} s"
+        )
+        raise TransformNotYetError(message) if stamp_ns > last else TransformError(message)
+
+    def _not_connected(self, source: str, target: str) -> str:
+        known = sorted(set(self._parents) | set(self._parents.values()))
+        missing = [frame for frame in (source, target) if frame not in known]
+        reason = (
+            f"no transform message named {' or '.join(repr(frame) for frame in missing)}"
+            if missing
+            else "no chain of transforms joins them"
+        )
+        return (
+            f"no transform from {source!r} to {target!r}: {reason}; known frames: "
+            f"{', '.join(known) if known else 'none (is /tf_static published?)'}"
+        )
+
+
+def _checked(parent: str, child: str) -> tuple[str, str]:
+    parent, child = parent.lstrip("/"), child.lstrip("/")
+    if not parent or not child or parent == child:
+        raise ValueError(f"transform from child {child!r} to parent {parent!r}: two different names are needed")
+    return parent, child
