@@ -1,1 +1,1 @@
-"""Pictures of occupancy."""
+"""Pictures of occupancy, made without a display, a GPU or an OpenGL library."""
