@@ -142,7 +142,7 @@ class InputConfig:
     depth_range: tuple[float, float] = (1.0, 45.0)
     """Depths kept in the sparse depth map: start <= d < stop, metres."""
     resampling: str = "opencv"
-    """"pillow" (bicubic, as the official pipelines) or "opencv" (area; about a third of the cost)."""
+    """"pillow" (bicubic, as the official pipelines) or "opencv" (bilinear, area below half size; far cheaper)."""
     channel_order: str = "rgb"
     """"bgr": the picture's channels are swapped but mean and std are applied as they stand (BEVDet family)."""
     key_pose: str = "reference"
@@ -154,8 +154,12 @@ class InputConfig:
     thin_rings_up_to: int | None = None
     """Rings 0..this are thinned to ``thin_keep`` (FusionOcc: 16, also at test time); None keeps every point."""
     thin_keep: float = 0.2
+    """A number of tenths."""
     range_margin: float = 1e-3
     """Points closer than this to the grid's border are dropped, metres."""
+    float32_poses: bool = False
+    """True: poses are rounded to float32 before they are composed, as upstream (at map coordinates of a kilometre that
+    costs some tenths of a millimetre)."""
 
     def __post_init__(self) -> None:
         """Refuse values that the pipeline does not know."""
@@ -167,6 +171,8 @@ class InputConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"InputConfig.{name}={getattr(self, name)!r}: expected one of {allowed}")
+        if not 0 < self.thin_keep <= 1 or abs(10 * self.thin_keep - round(10 * self.thin_keep)) > 1e-6:
+            raise ValueError(f"InputConfig.thin_keep={self.thin_keep}: expected tenths, 0.1 to 1.0")
         if min(self.image_size) < 1 or self.num_cameras < 1 or min(self.camera_history, self.lidar_history) < 0:
             raise ValueError(
                 f"InputConfig: image_size={self.image_size}, num_cameras={self.num_cameras} must be positive, "

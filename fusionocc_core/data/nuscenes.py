@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionocc_core.data.files import DECODERS, REDUCTIONS, read_cloud, read_image
+from fusionocc_core.data.files import REDUCTIONS, read_cloud, read_image
 from fusionocc_core.data.nuscenes_tables import Box, Keyframe, SensorRecord, Tables, find_version, shorten
+from fusionocc_core.data.threads import map_in_threads
 from fusionocc_core.geometry import inverse
 from fusionocc_core.structures import CameraImage, LidarSweep, SensorFrame
 
@@ -30,8 +28,6 @@ CAMERA_ORDER = (
 
 LIDAR_CHANNEL = "LIDAR_TOP"
 """The LiDAR of nuScenes, taken where a data set has several."""
-
-_MOST_THREADS = 8
 
 
 class NuScenesFrames(Sequence[SensorFrame]):
@@ -54,7 +50,6 @@ class NuScenesFrames(Sequence[SensorFrame]):
         lidar: channel of the LiDAR; None takes LIDAR_TOP, or the only one there is.
         camera_history: how many earlier keyframes of pictures a frame shall hold.
         lidar_history: how many earlier keyframes of clouds.
-        decoder: "opencv", or "pillow" to see exactly the pixels that the official pipelines see.
         reduce: decode pictures at 1/reduce of their size (1, 2, 4, 8), intrinsics to match: quicker where the network's
             picture is small anyway.
         threads: for decoding the pictures of one frame; None takes the number of cores, and one in worker processes.
@@ -77,15 +72,14 @@ class NuScenesFrames(Sequence[SensorFrame]):
         lidar: str | None = None,
         camera_history: int = 0,
         lidar_history: int = 0,
-        decoder: str = "opencv",
         reduce: int = 1,
         threads: int | None = None,
     ) -> None:
-        _check_arguments(camera_history, lidar_history, decoder, reduce, threads)
+        _check_arguments(camera_history, lidar_history, reduce, threads)
         self.root = Path(root)
         self.version = find_version(self.root, version)
         self.camera_history, self.lidar_history = camera_history, lidar_history
-        self.decoder, self.reduce, self.threads = decoder, reduce, threads
+        self.reduce, self.threads = reduce, threads
         tables = Tables(self.root, self.version)
         self._tables: Tables | None = tables
         self.cameras = _choose_cameras(tables, cameras)
@@ -208,7 +202,8 @@ class NuScenesFrames(Sequence[SensorFrame]):
         reference = self._reference(keyframe)
         groups = [keyframe, *self._earlier(index, self.camera_history)]
         records = [[group.records[c] for c in self.cameras if c in group.records] for group in groups]
-        pictures = self._read_cameras([record for group in records for record in group])
+        flat = [record for group in records for record in group]
+        pictures = iter(map_in_threads(lambda record: read_camera(record, reduce=self.reduce), flat, self.threads))
         cameras = [tuple(next(pictures) for _ in group) for group in records]
         sweeps = [k.records[self.lidar] for k in self._earlier(index, self.lidar_history) if self.lidar in k.records]
         return SensorFrame(
@@ -222,15 +217,8 @@ class NuScenesFrames(Sequence[SensorFrame]):
             scene=keyframe.scene,
         )
 
-    def _read_cameras(self, records: list[SensorRecord]) -> Iterator[CameraImage]:
-        threads = min(len(records), self.threads or _default_threads())
-        if threads <= 1:
-            return iter([read_camera(r, decoder=self.decoder, reduce=self.reduce) for r in records])
-        with ThreadPoolExecutor(threads) as pool:
-            return iter(list(pool.map(lambda r: read_camera(r, decoder=self.decoder, reduce=self.reduce), records)))
 
-
-def read_camera(record: SensorRecord, *, decoder: str = "opencv", reduce: int = 1) -> CameraImage:
+def read_camera(record: SensorRecord, *, reduce: int = 1) -> CameraImage:
     """Read the picture of a camera's record.
 
     Raises:
@@ -238,7 +226,7 @@ def read_camera(record: SensorRecord, *, decoder: str = "opencv", reduce: int = 
         ValueError: it is truncated, not a picture, or of another size than the tables (and so the intrinsics) say.
     """
     what = f"{record.channel} picture (sample_data {record.token})"
-    image = read_image(record.path, decoder=decoder, reduce=reduce, what=what)
+    image = read_image(record.path, reduce=reduce, what=what)
     height, width = image.shape[:2]
     expected = (-(-record.width // reduce), -(-record.height // reduce))
     if record.width and (width, height) != expected:
@@ -282,19 +270,11 @@ def scale_intrinsics(intrinsics: NDArray[np.float64], scale: float) -> NDArray[n
     return np.diag([scale, scale, 1.0]) @ intrinsics
 
 
-def _default_threads() -> int:
-    if multiprocessing.parent_process() is not None:
-        return 1
-    return min(_MOST_THREADS, os.cpu_count() or 1)
-
-
-def _check_arguments(camera_history: int, lidar_history: int, decoder: str, reduce: int, threads: int | None) -> None:
+def _check_arguments(camera_history: int, lidar_history: int, reduce: int, threads: int | None) -> None:
     if camera_history < 0 or lidar_history < 0:
         raise ValueError(
             f"camera_history={camera_history}, lidar_history={lidar_history}: expected numbers of keyframes, 0 or more"
         )
-    if decoder not in DECODERS:
-        raise ValueError(f"decoder={decoder!r}: expected one of {DECODERS}")
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce={reduce!r}: expected one of {REDUCTIONS}")
     if threads is not None and threads < 1:

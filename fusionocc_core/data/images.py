@@ -1,0 +1,132 @@
+"""Pictures: from uint8 RGB of any size to the network's normalised input, by explicit parameters.
+
+Legend: H W height and width in pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import ceil, gcd
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fusionocc_core.data.augmentation import ImageAug
+from fusionocc_core.structures import InputConfig
+
+_HALF = 0.5
+"""Below this scale bilinear sampling skips source pixels, and area averaging takes over."""
+
+IGNORED_SEG_LABEL = 17
+SEG_STRIDE = 8
+"""Stored 2D label maps hold every eighth pixel of the source picture."""
+
+
+def transform_image(
+    image_HWC: NDArray[np.uint8], aug: ImageAug, image_size: tuple[int, int], resampling: str
+) -> NDArray[np.uint8]:
+    """Resize, crop, mirror and turn a picture.
+
+    Args:
+        image_HWC: source picture, uint8.
+        aug: what to do; see ImageAug.
+        image_size: (H, W) of the result.
+        resampling: "pillow": bicubic, turning with nearest neighbours, bit for bit what the official pipelines do with
+            Pillow. "opencv": bilinear, or area averaging below half the size; turning is bilinear.
+
+    Returns:
+        (H, W, 3) uint8; black where the source has no pixel.
+    """
+    if resampling == "pillow":
+        return _transform_with_pillow(Image.fromarray(image_HWC), aug, image_size, Image.Resampling.BICUBIC)
+    return _transform_with_opencv(np.ascontiguousarray(image_HWC), aug, image_size)
+
+
+def transform_seg_map(seg_hw: NDArray[np.uint8], aug: ImageAug, image_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Bring a stored 2D label map (113, 200) to the network's picture (H, W), by nearest neighbours.
+
+    As upstream, each stored value first fills 8x8 pixels (so 113 rows become 904, four more than the picture has, which
+    squeezes the map a little), and pixels without source become 0 ("others"), not "ignore".
+    """
+    whole = seg_hw.repeat(SEG_STRIDE, axis=0).repeat(SEG_STRIDE, axis=1)
+    return _transform_with_pillow(Image.fromarray(whole), aug, image_size, Image.Resampling.NEAREST)
+
+
+def normalize_into(out_CHW: NDArray[np.float32], image_HWC: NDArray[np.uint8], inputs: InputConfig) -> None:
+    """Write (value - mean) / std, in float32, of an RGB picture to ``out_CHW``.
+
+    With channel_order "bgr" the picture's channels are swapped while mean and std stay where they are.
+    """
+    planes = cv2.split(image_HWC)
+    if inputs.channel_order == "bgr":
+        planes = planes[::-1]
+    for channel, (plane, table) in enumerate(zip(planes, _tables(inputs.mean, inputs.std), strict=True)):
+        out_CHW[channel] = cv2.LUT(plane, table)
+
+
+@lru_cache(maxsize=8)
+def _tables(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """Normalised value of each of the 256 bytes, one row a channel: a look-up is quicker than arithmetic."""
+    values = np.arange(256, dtype=np.float32)
+    rows = [(values - np.float32(m)) / np.float32(s) for m, s in zip(mean, std, strict=True)]
+    return np.stack(rows).astype(np.float32)
+
+
+def _transform_with_pillow(
+    picture: Image.Image, aug: ImageAug, image_size: tuple[int, int], resample: Image.Resampling
+) -> NDArray[np.uint8]:
+    height, width = image_size
+    x, y = aug.corner
+    source_row, resized_row = _rows_above(y, picture.height, aug.resized[1])
+    picture = picture.resize(
+        (aug.resized[0], aug.resized[1] - resized_row), resample, box=(0, source_row, picture.width, picture.height)
+    )
+    y -= resized_row
+    picture = picture.crop((x, y, x + width, y + height))
+    if aug.mirror:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if aug.turn_degrees:
+        picture = picture.rotate(aug.turn_degrees)
+    return np.array(picture)
+
+
+def _rows_above(y: int, source_height: int, resized_height: int) -> tuple[int, int]:
+    """How many rows at the top need not be resized, in the source and in the result, since the crop starts below.
+
+    The two numbers are in the exact ratio of the heights, so that the rows kept come out the same.
+    """
+    common = gcd(source_height, resized_height)
+    step = resized_height // common
+    support = 3 * ceil(max(1.0, resized_height / source_height))
+    steps = max(0, min(y, resized_height - 1) - support) // step
+    return steps * (source_height // common), steps * step
+
+
+def _transform_with_opencv(
+    image_HWC: NDArray[np.uint8], aug: ImageAug, image_size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    height, width = image_size
+    shrunk = cv2.INTER_AREA if aug.resized[0] < _HALF * image_HWC.shape[1] else cv2.INTER_LINEAR
+    resized = cv2.resize(image_HWC, aug.resized, interpolation=shrunk)
+    picture = _crop(np.asarray(resized, dtype=np.uint8), aug.corner, image_size)
+    if aug.mirror:
+        picture = np.asarray(cv2.flip(picture, 1), dtype=np.uint8)
+    if aug.turn_degrees:
+        # Pixel centres lie at whole numbers for OpenCV, so the picture's centre is half a pixel up and left.
+        turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), aug.turn_degrees, 1.0)
+        picture = np.asarray(cv2.warpAffine(picture, turn, (width, height), flags=cv2.INTER_LINEAR), dtype=np.uint8)
+    return picture
+
+
+def _crop(image_HWC: NDArray[np.uint8], corner: tuple[int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Cut out (H, W) pixels from ``corner`` (x, y) on; black where the picture does not reach."""
+    (x, y), (height, width) = corner, size
+    inside = image_HWC[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
+    if inside.shape[:2] == size:
+        return inside
+    out = np.zeros((height, width, image_HWC.shape[2]), dtype=np.uint8)
+    top, left = max(-y, 0), max(-x, 0)
+    out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return out

@@ -1,0 +1,184 @@
+"""SensorFrame -> Batch: what every network's input goes through, in training, evaluation and on the vehicle alike.
+
+Legend: B batch, T frames in time (0 = now, then earlier keyframes, newest first), N cameras, C channels, H W height and
+width in pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusionocc_core.data.augmentation import BevAug, ImageAug, fit_image
+from fusionocc_core.data.images import normalize_into, transform_image
+from fusionocc_core.data.points import depth_map, gather_points
+from fusionocc_core.data.threads import map_in_threads
+from fusionocc_core.geometry import inverse
+from fusionocc_core.grids import VoxelGrid
+from fusionocc_core.structures import Batch, CameraImage, InputConfig, SensorFrame
+
+logger = logging.getLogger(__name__)
+
+_without_lidar_logged = False
+
+
+def prepare(
+    frame: SensorFrame,
+    inputs: InputConfig,
+    grid: VoxelGrid,
+    generator: torch.Generator | None = None,
+    *,
+    image_augs: Mapping[str, ImageAug] | None = None,
+    bev_aug: BevAug | None = None,
+) -> Batch:
+    """Turn one frame into a batch of one.
+
+    Earlier pictures that are missing (the start of a scene, or one camera of an earlier keyframe) are filled with the
+    current picture of that camera and its current pose. Without a LiDAR the depth map is zero, which means "no point",
+    and the cloud has no points.
+
+    Args:
+        frame: what the sensors saw; pictures may differ in size.
+        inputs: what the network wants.
+        grid: the range of points to keep; in the ego frame.
+        generator: CPU generator for random thinning; None draws the same for every call.
+        image_augs: camera name -> augmentation, also used for that camera's earlier pictures; None fits the pictures in
+            the fixed way of test time.
+        bev_aug: mirroring of the space around the vehicle; None leaves it.
+
+    Raises:
+        ValueError: no camera, more cameras than the network takes, an augmentation is missing for a camera, an earlier
+            picture differs in size from the current one, or the grid is not in the ego frame.
+    """
+    _check(frame, inputs, grid)
+    bev_aug = bev_aug or BevAug()
+    pictures = [frame.cameras, *(_earlier_cameras(frame, t) for t in range(inputs.camera_history))]
+    augs = _augs_of(frame.cameras, inputs, image_augs)
+    aug_N44 = np.stack([aug.matrix(inputs.image_size) for aug in augs])
+    return Batch(
+        images_BTNCHW=_images(pictures, augs, inputs)[None],
+        intrinsics_BTN33=_float32([[c.intrinsics for c in group] for group in pictures])[None],
+        image_aug_BTN44=_float32([aug_N44 for _ in pictures])[None],
+        cam2keyego_BTN44=cam2keyego(frame, pictures, inputs)[None],
+        bev_aug_B44=_float32(bev_aug.matrix())[None],
+        points=(gather_points(frame, inputs, grid, bev_aug, generator or torch.Generator().manual_seed(0)),),
+        depth_BNHW=_depth(frame, aug_N44, inputs)[None],
+    )
+
+
+def collate(batches: Sequence[Batch]) -> Batch:
+    """Join batches into one.
+
+    Raises:
+        ValueError: nothing to join, or the batches differ in cameras, history or picture size.
+    """
+    if not batches:
+        raise ValueError("collate: no batch to join")
+    shapes = {tuple(batch.images_BTNCHW.shape[1:]) for batch in batches}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"collate: pictures (T, N, 3, H, W) differ between the samples: {sorted(shapes)}; "
+            "join samples of one rig and one InputConfig"
+        )
+    joined = {
+        f.name: torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(Batch) if f.name != "points"
+    }
+    return Batch(points=tuple(cloud for batch in batches for cloud in batch.points), **joined)
+
+
+def cam2keyego(frame: SensorFrame, pictures: Sequence[Sequence[CameraImage]], inputs: InputConfig) -> Tensor:
+    """Poses (T, N, 4, 4) float32 of the cameras at their own stamps in the ego frame at the key time."""
+    key = frame.cameras[0].ego2global if inputs.key_pose == "first_camera" else frame.ego2global
+    ego2global_TN44 = np.array([[camera.ego2global for camera in group] for group in pictures])
+    cam2ego_TN44 = np.array([[camera.cam2ego for camera in group] for group in pictures])
+    if inputs.float32_poses:
+        # Rounded before the algebra, which itself stays float64: what upstream's collected tensors amount to.
+        rounded = (m.astype(np.float32).astype(np.float64) for m in (key, ego2global_TN44, cam2ego_TN44))
+        key, ego2global_TN44, cam2ego_TN44 = rounded
+        return _float32(np.linalg.inv(key) @ ego2global_TN44 @ cam2ego_TN44)
+    return _float32(inverse(key) @ ego2global_TN44 @ cam2ego_TN44)
+
+
+def _check(frame: SensorFrame, inputs: InputConfig, grid: VoxelGrid) -> None:
+    global _without_lidar_logged
+    where = f"frame {frame.token or frame.stamp_ns}"
+    if not frame.cameras:
+        raise ValueError(f"{where} has no camera; the network takes 1 to {inputs.num_cameras}: check the camera topics")
+    if len(frame.cameras) > inputs.num_cameras:
+        raise ValueError(
+            f"{where} has {len(frame.cameras)} cameras ({', '.join(c.name for c in frame.cameras)}), the network takes "
+            f"at most {inputs.num_cameras}; choose cameras, or raise num_cameras in its InputConfig"
+        )
+    if grid.frame != "ego":
+        raise ValueError(f'grid.frame={grid.frame!r}: sensors are brought to the ego frame; expected a grid in "ego"')
+    if frame.lidar is None and not _without_lidar_logged:
+        _without_lidar_logged = True
+        logger.warning("%s has no LiDAR sweep: depth map and cloud stay empty (said once)", where)
+
+
+def _earlier_cameras(frame: SensorFrame, age: int) -> list[CameraImage]:
+    """The pictures of ``age + 1`` keyframes ago, in the order of the current ones, which fill the gaps."""
+    known = {c.name: c for c in frame.camera_history[age]} if age < len(frame.camera_history) else {}
+    earlier = [known.get(camera.name, camera) for camera in frame.cameras]
+    for now, then in zip(frame.cameras, earlier, strict=True):
+        if now.image.shape != then.image.shape:
+            raise ValueError(
+                f"camera {now.name}: the picture of {age + 1} keyframes ago is {then.image.shape[1]}x"
+                f"{then.image.shape[0]}, the current one {now.image.shape[1]}x{now.image.shape[0]}; they share one "
+                "augmentation and must have one size: start a new history when the resolution changes"
+            )
+    return earlier
+
+
+def _augs_of(
+    cameras: Sequence[CameraImage], inputs: InputConfig, image_augs: Mapping[str, ImageAug] | None
+) -> list[ImageAug]:
+    if image_augs is None:
+        return [fit_image((c.image.shape[0], c.image.shape[1]), inputs.image_size) for c in cameras]
+    missing = [camera.name for camera in cameras if camera.name not in image_augs]
+    if missing:
+        raise ValueError(
+            f"image_augs: nothing given for {', '.join(missing)}; it has {', '.join(image_augs) or 'none'}"
+        )
+    return [image_augs[camera.name] for camera in cameras]
+
+
+def _images(pictures: Sequence[Sequence[CameraImage]], augs: Sequence[ImageAug], inputs: InputConfig) -> Tensor:
+    """Normalised pictures (T, N, 3, H, W); a picture that fills a gap in the history is worked on once."""
+    out_TNCHW = np.empty((len(pictures), len(augs), 3, *inputs.image_size), dtype=np.float32)
+    first_use: dict[int, tuple[int, int]] = {}
+    repeats: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    for t, group in enumerate(pictures):
+        for n, camera in enumerate(group):
+            if id(camera) in first_use:
+                repeats.append(((t, n), first_use[id(camera)]))
+            else:
+                first_use[id(camera)] = (t, n)
+
+    def work(place: tuple[int, int]) -> None:
+        t, n = place
+        image = transform_image(pictures[t][n].image, augs[n], inputs.image_size, inputs.resampling)
+        normalize_into(out_TNCHW[t, n], image, inputs)
+
+    map_in_threads(work, list(first_use.values()))
+    for place, source in repeats:
+        out_TNCHW[place] = out_TNCHW[source]
+    return torch.from_numpy(out_TNCHW)
+
+
+def _depth(frame: SensorFrame, aug_N44: NDArray[np.float64], inputs: InputConfig) -> Tensor:
+    if frame.lidar is None:
+        return torch.zeros(len(frame.cameras), *inputs.image_size)
+    augs = _float32(aug_N44)
+    maps = [depth_map(frame.lidar, c, aug, inputs) for c, aug in zip(frame.cameras, augs, strict=True)]
+    return torch.stack(maps)
+
+
+def _float32(values: object) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))

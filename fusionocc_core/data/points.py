@@ -1,0 +1,142 @@
+"""Clouds: history brought to the key time, thinning, range filter, and the sparse depth map that the cameras see.
+
+Legend: P points, H W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusionocc_core.data.augmentation import BevAug
+from fusionocc_core.geometry import inverse
+from fusionocc_core.grids import VoxelGrid
+from fusionocc_core.structures import CameraImage, InputConfig, LidarSweep, SensorFrame
+
+COLUMNS = 5
+"""x, y, z, intensity, ring; a sixth column of a sweep (dt) is not for networks."""
+
+
+def gather_points(
+    frame: SensorFrame, inputs: InputConfig, grid: VoxelGrid, bev_aug: BevAug, generator: torch.Generator
+) -> Tensor:
+    """The cloud (P, 5) that enters the LiDAR branch, in the augmented key ego frame.
+
+    The order of steps is upstream's, since the random thinning depends on it: earlier sweeps to the key sweep's axes,
+    thinning, key ego frame, range filter, mirroring.
+
+    Args:
+        frame: with a LiDAR sweep.
+        inputs: which sweeps, how many, how thinned.
+        grid: the range to keep.
+        bev_aug: mirroring.
+        generator: a CPU generator for the thinning.
+    """
+    if frame.lidar is None:
+        return torch.zeros(0, COLUMNS)
+    sweeps = chosen_sweeps(frame.lidar, frame.lidar_history, inputs)
+    clouds = [sweep_in_key_lidar(sweep, frame.lidar, inputs.float32_poses) for sweep in sweeps]
+    points = torch.cat([torch.zeros(0, COLUMNS), *clouds])
+    if inputs.thin_rings_up_to is not None:
+        points = thin_rings(points, inputs.thin_rings_up_to, inputs.thin_keep, generator)
+    points = _transformed(points, _float32(lidar2keyego(frame)))
+    points = points[in_range(points, grid, inputs.range_margin)]
+    points[:, :3] *= _float32(bev_aug.matrix().diagonal()[:3])
+    return points
+
+
+def chosen_sweeps(current: LidarSweep, history: Sequence[LidarSweep], inputs: InputConfig) -> list[LidarSweep]:
+    """The sweeps that make up the cloud, under InputConfig's rules for the current one and for missing ones."""
+    earlier = list(history[: inputs.lidar_history])
+    if inputs.repeat_current_sweep:
+        earlier += [current] * (inputs.lidar_history - len(earlier))
+    return [current, *earlier] if inputs.include_current_sweep else earlier
+
+
+def sweep_in_key_lidar(sweep: LidarSweep, key: LidarSweep, float32_poses: bool) -> Tensor:
+    """Points (P, 5) of an earlier sweep in the axes that the key sweep's LiDAR had at its stamp."""
+    points = torch.tensor(sweep.points[:, :COLUMNS])
+    if sweep is key and not float32_poses:
+        return points
+    lidar2global, key2global = ((s.ego2global, s.lidar2ego) for s in (sweep, key))
+    return _transformed(points, relative(lidar2global, key2global, float32_poses))
+
+
+def relative(
+    a2global: tuple[NDArray[np.float64], NDArray[np.float64]],
+    b2global: tuple[NDArray[np.float64], NDArray[np.float64]],
+    float32_poses: bool,
+) -> Tensor:
+    """a2b (4, 4) float32 from two chains, each (ego2global, sensor2ego).
+
+    With ``float32_poses`` the products and the inverse are float32 as in FusionOcc's official pipeline, which at map
+    coordinates of a kilometre costs some tenths of a millimetre; otherwise float64 until the result is there.
+    """
+    if float32_poses:
+        (ego_a, sensor_a), (ego_b, sensor_b) = (
+            tuple(_float32(matrix) for matrix in chain) for chain in (a2global, b2global)
+        )
+        return torch.inverse(ego_b @ sensor_b) @ (ego_a @ sensor_a)
+    return _float32(inverse(b2global[0] @ b2global[1]) @ a2global[0] @ a2global[1])
+
+
+def lidar2keyego(frame: SensorFrame) -> NDArray[np.float64]:
+    """(4, 4) from the LiDAR at its stamp to the ego frame at the reference time."""
+    assert frame.lidar is not None, "the caller has a sweep"
+    if np.array_equal(frame.lidar.ego2global, frame.ego2global):
+        return frame.lidar.lidar2ego
+    return np.asarray(inverse(frame.ego2global) @ frame.lidar.ego2global @ frame.lidar.lidar2ego)
+
+
+def thin_rings(points: Tensor, up_to: int, keep: float, generator: torch.Generator) -> Tensor:
+    """Keep all points of rings above ``up_to`` and a random share ``keep`` of the others.
+
+    One whole number of 0..9 is drawn for every point, whether it is needed or not, as upstream does; so ``keep`` counts
+    in tenths.
+    """
+    draws = torch.randint(0, 10, (len(points),), generator=generator)
+    return points[(points[:, 4] > up_to) | (draws >= 10 - round(10 * keep))]
+
+
+def in_range(points: Tensor, grid: VoxelGrid, margin: float) -> Tensor:
+    """Which points (P,) bool lie inside the grid by more than ``margin`` metres; points are in the grid's frame."""
+    lower = torch.tensor(grid.lower, dtype=torch.float32) + margin
+    upper = torch.tensor(grid.upper, dtype=torch.float32) - margin
+    return ((points[:, :3] > lower) & (points[:, :3] < upper)).all(dim=1)
+
+
+def depth_map(sweep: LidarSweep, camera: CameraImage, image_aug_44: Tensor, inputs: InputConfig) -> Tensor:
+    """Depths (H, W) in metres of the sweep's points in the network's picture; the nearest wins, 0 where there is none.
+
+    Points are moved by the ego motion between the two stamps. Upstream sorts by a float32 key that resolves 1/16 pixel
+    rank only, so that its "nearest" is approximate; here it is exact.
+    """
+    height, width = inputs.image_size
+    lidar2global, cam2global = (sweep.ego2global, sweep.lidar2ego), (camera.ego2global, camera.cam2ego)
+    intrinsics = torch.eye(4)
+    intrinsics[:3, :3] = _float32(camera.intrinsics)
+    lidar2image = intrinsics @ relative(lidar2global, cam2global, inputs.float32_poses)
+    uvz = _transformed(torch.tensor(sweep.points[:, :3]), lidar2image)
+    start, stop = inputs.depth_range
+    uvz = uvz[(uvz[:, 2] >= start) & (uvz[:, 2] < stop)]
+    uvz[:, :2] /= uvz[:, 2:]
+    uvz = _transformed(uvz, image_aug_44)
+    column, row = uvz[:, 0].round(), uvz[:, 1].round()
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    pixel = (row[inside] * width + column[inside]).long()
+    nearest = torch.full((height * width,), torch.inf).scatter_reduce_(0, pixel, uvz[inside, 2], "amin")
+    return nearest.masked_fill_(nearest.isinf(), 0.0).view(height, width)
+
+
+def _transformed(points: Tensor, a2b_44: Tensor) -> Tensor:
+    """A copy of points (P, 3 or more) with x, y, z mapped from frame a to frame b."""
+    xyz = points[:, :3] @ a2b_44[:3, :3].T + a2b_44[:3, 3]
+    return torch.cat([xyz, points[:, 3:]], dim=1)
+
+
+def _float32(values: NDArray[np.floating]) -> Tensor:
+    return torch.tensor(np.asarray(values), dtype=torch.float32)
