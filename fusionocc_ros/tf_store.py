@@ -75,7 +75,7 @@ class Track:
     def at(self, stamp_ns: int, tolerance_ns: int) -> Matrix | None:
         """The transform at a stamp, or None where it lies further than the tolerance outside of what is known.
 
-        Within the tolerance the motion continues at constant speed, or stands still where the track is shorter than that.
+        Within the tolerance the motion goes on at constant speed, or stands still where the track is shorter than that.
         """
         first, last = self.stamps[0], self.stamps[-1]
         if stamp_ns in self.matrices:

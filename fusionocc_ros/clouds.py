@@ -1,0 +1,153 @@
+"""Bytes of point clouds to arrays with the columns that networks expect. NumPy only, no ROS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionocc_ros.causes import BAD_CLOUD, EMPTY_CLOUD, DropFrame
+
+DATATYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
+"""sensor_msgs/PointField.datatype to NumPy."""
+INTENSITY_NAMES = ("intensity", "i")
+RING_NAMES = ("ring", "channel", "line")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamLayout:
+    """A spinning LiDAR's beams, from which a ring is derived where the cloud has none.
+
+    The defaults are those of the sensor behind nuScenes: 32 beams, evenly spaced.
+    """
+
+    beams: int = 32
+    lowest_deg: float = -30.67
+    """Elevation of ring 0."""
+    highest_deg: float = 10.67
+    """Elevation of the last ring."""
+
+    def rings(self, xyz: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The ring whose elevation is nearest, for points (P, 3) in the sensor's axes (z up)."""
+        elevation = np.degrees(np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1])))
+        spacing = (self.highest_deg - self.lowest_deg) / max(self.beams - 1, 1)
+        return np.clip(np.rint((elevation - self.lowest_deg) / spacing), 0, self.beams - 1).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloudLayout:
+    """Where a cloud's values lie: what a PointCloud2 says besides its data."""
+
+    fields: tuple[tuple[str, int, int, int], ...]
+    """(name, offset in bytes, datatype, count) of each field."""
+    height: int
+    width: int
+    point_step: int
+    row_step: int
+    is_bigendian: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cloud:
+    """A readable cloud."""
+
+    points: NDArray[np.float32]
+    """(P, 5): x, y, z, intensity, ring; finite."""
+    dropped: int
+    """Points left out because x, y or z was not finite."""
+    filled: tuple[str, ...] = field(default=())
+    """Columns that the cloud did not have: "intensity" is 0, "ring" derived from the elevation."""
+
+
+def _structure(layout: CloudLayout, name: str) -> np.dtype[np.void]:
+    order = ">" if layout.is_bigendian else "<"
+    names, formats, offsets = [], [], []
+    for field_name, offset, datatype, count in layout.fields:
+        kind = DATATYPES.get(datatype)
+        if kind is None or field_name in names or not field_name:
+            continue  # Padding and private extensions are not ours to read.
+        if offset + np.dtype(kind).itemsize * max(count, 1) > layout.point_step:
+            raise DropFrame(
+                BAD_CLOUD,
+                f"{name}: PointCloud2 field {field_name!r} at offset {offset} reaches past the end of a point "
+                f"(point_step {layout.point_step})",
+            )
+        names.append(field_name)
+        formats.append(order + kind)
+        offsets.append(offset)
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": layout.point_step})
+
+
+def _records(data: NDArray[np.uint8], layout: CloudLayout, name: str) -> NDArray[np.void]:
+    row = layout.width * layout.point_step
+    if layout.width == 0 or layout.height == 0:
+        raise DropFrame(
+            EMPTY_CLOUD, f"{name}: PointCloud2 is {layout.width}x{layout.height}: the sensor sent no points"
+        )
+    if layout.point_step < 1 or (layout.row_step < row and layout.height > 1):
+        raise DropFrame(
+            BAD_CLOUD,
+            f"{name}: PointCloud2 has point_step {layout.point_step} and row_step {layout.row_step}; {layout.width} "
+            f"points a row need a row_step of at least {row}",
+        )
+    needed = layout.row_step * (layout.height - 1) + row
+    if len(data) < needed:
+        raise DropFrame(
+            BAD_CLOUD,
+            f"{name}: PointCloud2.data has {len(data)} bytes, {layout.width}x{layout.height} points of "
+            f"{layout.point_step} bytes need {needed}: truncated",
+        )
+    structure = _structure(layout, name)
+    missing = [axis for axis in "xyz" if axis not in (structure.names or ())]
+    if missing:
+        raise DropFrame(
+            BAD_CLOUD,
+            f"{name}: PointCloud2 has no field {', '.join(missing)}; its fields are "
+            f"{', '.join(f[0] for f in layout.fields) or 'none'}; expected x, y, z and, where the sensor has them, "
+            "intensity and ring",
+        )
+    rows = np.lib.stride_tricks.as_strided(data, (layout.height, row), (layout.row_step, 1))
+    return np.ascontiguousarray(rows).reshape(-1).view(structure)
+
+
+def read_cloud(
+    data: NDArray[np.uint8], layout: CloudLayout, *, beams: BeamLayout, intensity_scale: float, name: str
+) -> Cloud:
+    """Points (P, 5) from the bytes of a PointCloud2, whatever the order, offsets and types of its fields.
+
+    Args:
+        data: the bytes, one-dimensional.
+        layout: how they are to be read.
+        beams: from which rings are derived where the cloud has none.
+        intensity_scale: factor that brings the sensor's intensity to 0..255.
+        name: the topic, for messages.
+
+    Raises:
+        DropFrame: no x, y, z; truncated; empty or without finite points.
+    """
+    records = _records(data, layout, name)
+    names = records.dtype.names or ()
+    finite = np.isfinite(records["x"]) & np.isfinite(records["y"]) & np.isfinite(records["z"])
+    dropped = len(records) - int(finite.sum())
+    if dropped == len(records):
+        raise DropFrame(EMPTY_CLOUD, f"{name}: none of the {len(records)} points of the PointCloud2 is finite")
+    if dropped:
+        records = records[finite]
+    points = np.empty((len(records), 5), dtype=np.float32)
+    for column, axis in enumerate("xyz"):
+        points[:, column] = records[axis]
+    filled = []
+    intensity = next((n for n in INTENSITY_NAMES if n in names), None)
+    if intensity is None:
+        points[:, 3] = 0
+        filled.append("intensity")
+    else:
+        points[:, 3] = np.nan_to_num(records[intensity].astype(np.float32) * np.float32(intensity_scale))
+    ring = next((n for n in RING_NAMES if n in names), None)
+    if ring is None:
+        points[:, 4] = beams.rings(points[:, :3])
+        filled.append("ring")
+    else:
+        points[:, 4] = np.nan_to_num(records[ring].astype(np.float32))
+    return Cloud(points=points, dropped=dropped, filled=tuple(filled))

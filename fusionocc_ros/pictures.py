@@ -1,0 +1,142 @@
+"""Bytes of pictures to RGB arrays. NumPy and OpenCV only, no ROS."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionocc_ros.causes import BAD_ENCODING, BAD_IMAGE, DISTORTED, DropFrame
+
+Picture = NDArray[np.uint8]
+
+_CHANNELS = {
+    "rgb8": 3,
+    "bgr8": 3,
+    "rgba8": 4,
+    "bgra8": 4,
+    "mono8": 1,
+    "uyvy": 2,
+    "yuv422": 2,
+    "yuyv": 2,
+    "yuv422_yuy2": 2,
+}
+_TO_RGB = {
+    "bgr8": cv2.COLOR_BGR2RGB,
+    "rgba8": cv2.COLOR_RGBA2RGB,
+    "bgra8": cv2.COLOR_BGRA2RGB,
+    "mono8": cv2.COLOR_GRAY2RGB,
+    "uyvy": cv2.COLOR_YUV2RGB_UYVY,
+    "yuv422": cv2.COLOR_YUV2RGB_UYVY,
+    "yuyv": cv2.COLOR_YUV2RGB_YUYV,
+    "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUYV,
+}
+ENCODINGS = tuple(_CHANNELS)
+"""Encodings of sensor_msgs/Image that are read here."""
+
+_ENDS = {b"\xff\xd8\xff": ("JPEG", b"\xff\xd9"), b"\x89PNG\r\n\x1a\n": ("PNG", b"IEND\xae\x42\x60\x82")}
+_PADDING = 64
+"""Bytes that encoders may leave behind the end marker."""
+
+
+def decode_raw(data: NDArray[np.uint8], *, height: int, width: int, step: int, encoding: str, name: str) -> Picture:
+    """RGB picture (H, W, 3) from rows of pixels; rgb8 without row padding is a view of ``data``.
+
+    Args:
+        data: the bytes, one-dimensional.
+        height: rows.
+        width: pixels a row.
+        step: bytes from one row to the next, padding included.
+        encoding: one of ENCODINGS.
+        name: the camera, for messages.
+
+    Raises:
+        DropFrame: unknown encoding, zero size, or fewer bytes than the header says.
+    """
+    channels = _CHANNELS.get(encoding)
+    if channels is None:
+        raise DropFrame(
+            BAD_ENCODING,
+            f"{name}: Image.encoding {encoding!r} is not handled (handled: {', '.join(ENCODINGS)}); set "
+            "image_decoder: cv_bridge where cv_bridge is installed, or convert the pictures before",
+        )
+    row = width * channels
+    if height < 1 or width < 1 or step < row:
+        raise DropFrame(
+            BAD_IMAGE,
+            f"{name}: Image is {width}x{height} with step {step}; expected at least one row of at least {row} bytes",
+        )
+    needed = step * (height - 1) + row
+    if len(data) < needed:
+        raise DropFrame(
+            BAD_IMAGE,
+            f"{name}: Image.data has {len(data)} bytes, {width}x{height} {encoding} needs {needed}: truncated",
+        )
+    rows = np.lib.stride_tricks.as_strided(data, (height, width, channels), (step, channels, 1))
+    if encoding == "rgb8":
+        return rows
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(rows), _TO_RGB[encoding]), dtype=np.uint8)
+
+
+def decode_compressed(data: NDArray[np.uint8], *, image_format: str, name: str) -> Picture:
+    """RGB picture (H, W, 3) from a JPEG or PNG file.
+
+    Args:
+        data: the file's bytes, one-dimensional.
+        image_format: CompressedImage.format; only its hint about swapped channels is used, the file says what it is.
+        name: the camera, for messages.
+
+    Raises:
+        DropFrame: neither JPEG nor PNG, or truncated (decoders would fill the rest with grey and say nothing).
+    """
+    head, tail = data[:8].tobytes(), data[-_PADDING:].tobytes()
+    kind = next(((kind, end) for start, (kind, end) in _ENDS.items() if head.startswith(start)), None)
+    if kind is None:
+        raise DropFrame(
+            BAD_ENCODING,
+            f"{name}: CompressedImage of format {image_format!r} begins with {head.hex(' ') or 'nothing'}; expected a "
+            "JPEG or PNG file",
+        )
+    if kind[1] not in tail:
+        raise DropFrame(BAD_IMAGE, f"{name}: {kind[0]} of {len(data)} bytes has no end marker: truncated")
+    picture = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if picture is None:
+        raise DropFrame(BAD_IMAGE, f"{name}: {kind[0]} of {len(data)} bytes cannot be decoded: damaged")
+    if re.search(r"compressed rgb", image_format):
+        return np.asarray(picture, dtype=np.uint8)
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+@lru_cache(maxsize=32)
+def _undistortion_maps(
+    model: str, intrinsics: tuple[float, ...], distortion: tuple[float, ...], size: tuple[int, int]
+) -> tuple[Any, Any]:
+    k, d = np.array(intrinsics).reshape(3, 3), np.array(distortion)
+    make = cv2.fisheye.initUndistortRectifyMap if model == "equidistant" else cv2.initUndistortRectifyMap
+    return make(k, d, np.eye(3), k, size, cv2.CV_16SC2)
+
+
+_COEFFICIENTS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
+
+
+def undistort(
+    picture: Picture, intrinsics: NDArray[np.float64], model: str, distortion: tuple[float, ...], *, name: str
+) -> Picture:
+    """The picture that a camera of the same intrinsics without distortion would have taken; black where unseen.
+
+    Raises:
+        DropFrame: a distortion model that OpenCV does not know, or a wrong number of coefficients.
+    """
+    if len(distortion) not in _COEFFICIENTS.get(model, ()):
+        raise DropFrame(
+            DISTORTED,
+            f"{name}: distortion model {model!r} with {len(distortion)} coefficients is not handled (handled: "
+            "plumb_bob with 4 or 5, rational_polynomial with 8, 12 or 14, equidistant with 4); rectify them first",
+        )
+    height, width = picture.shape[:2]
+    maps = _undistortion_maps(model, tuple(float(v) for v in intrinsics.ravel()), distortion, (width, height))
+    return np.asarray(cv2.remap(picture, *maps, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
