@@ -1,0 +1,190 @@
+"""FusionOcc: six cameras and a LiDAR to semantic voxels (Zhang et al., ACM MM 2024).
+
+Legend: B samples, T frames in time (0 = now), N cameras, C channels, K classes, D depth bins, V camera vector, H W
+picture, h w feature map, Z Y X voxels. Submodules carry the names of the official checkpoint, "predicter" included.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fusionocc_core.checkpoints import ModelCard
+from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
+from fusionocc_core.layers.conv_blocks import init_conv
+from fusionocc_core.layers.cross_modal import CrossModalNet, DepthSegConfig, DepthSegOutputs
+from fusionocc_core.layers.image_backbones import ImageBackboneConfig, make_image_backbone
+from fusionocc_core.layers.image_necks import FpnLss, FpnLssConfig
+from fusionocc_core.layers.lidar_encoder import LidarEncoderConfig, SparseLidarEncoder
+from fusionocc_core.layers.view_transform import (
+    Cameras,
+    Lift,
+    LiftConfig,
+    camera_vectors,
+    cameras_at,
+    measured_depth_bins,
+)
+from fusionocc_core.layers.volume_encoder import LssFpn3d, OccupancyHead, ResNet3d, ResNet3dConfig
+from fusionocc_core.structures import UNTRAINED, Batch, InputConfig, Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOccConfig:
+    """Everything that decides what a FusionOcc network computes.
+
+    The fields from ``history_depth`` on, those of ``lift``, and several of ``inputs`` name habits of the official
+    checkpoint; their defaults are the correct behaviour.
+    """
+
+    inputs: InputConfig
+    grid: VoxelGrid
+    """The voxels of the answer."""
+    label_set: LabelSet
+    depth_bins: DepthBins
+    image_backbone: ImageBackboneConfig
+    image_neck: FpnLssConfig
+    depth_seg: DepthSegConfig
+    lift: LiftConfig
+    lidar: LidarEncoderConfig
+    """Its output grid is ``grid``."""
+    volume_encoder: ResNet3dConfig
+    """On the fused volume; its first stage keeps the resolution."""
+    lifted_blocks: int = 1
+    """Residual 3D blocks on the lifted volume of each frame, before frames and LiDAR are joined."""
+    volume_channels: int = 64
+    """Channels in front of the head."""
+    history_depth: str = "none"
+    """Measured depth that earlier pictures are fused with: "none", or "current" (official: the current sweep in the
+    current cameras, although the earlier pictures were taken elsewhere)."""
+    history_camera_pose: str = "own"
+    """Pose in the camera vector of earlier pictures: their "own", or the "current" one (official). The lift itself
+    always uses their own."""
+    history_gradient: bool = True
+    """False: earlier pictures get no gradient (official: saves memory; their batch norms still learn statistics)."""
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together."""
+        choices = {"history_depth": ("none", "current"), "history_camera_pose": ("own", "current")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"FusionOccConfig.{name}={getattr(self, name)!r}: expected one of {allowed}")
+        coarse = 2 * self.image_backbone.stride
+        if any(edge % coarse for edge in self.inputs.image_size):
+            raise ValueError(
+                f"FusionOccConfig: inputs.image_size={self.inputs.image_size} must be multiples of {coarse}"
+            )
+        out = self.lidar.output_grid
+        if (out.shape, out.lower, out.upper, out.frame) != (
+            self.grid.shape,
+            self.grid.lower,
+            self.grid.upper,
+            self.grid.frame,
+        ):
+            raise ValueError(
+                f"FusionOccConfig: the LiDAR encoder gives {out}, the answer is {self.grid}; choose lidar.grid so that "
+                f"its voxels are 1/{self.lidar.stride} of the answer's"
+            )
+        if self.volume_encoder.strides[0] != 1:
+            raise ValueError(f"FusionOccConfig: volume_encoder.strides={self.volume_encoder.strides} must begin with 1")
+        if self.inputs.depth_range != (self.depth_bins.start, self.depth_bins.stop):
+            raise ValueError(
+                f"FusionOccConfig: inputs.depth_range={self.inputs.depth_range} is not the range of {self.depth_bins}"
+            )
+
+    @property
+    def num_frames(self) -> int:
+        """Pictures a camera: now and the earlier keyframes."""
+        return 1 + self.inputs.camera_history
+
+    @property
+    def fused_channels(self) -> int:
+        """Channels of the volume that joins the frames and the LiDAR."""
+        return self.num_frames * self.depth_seg.feature_channels + self.lidar.out_channels
+
+
+class FusionOcc(nn.Module):
+    """Pictures and LiDAR depth are fused in the picture, lifted into voxels, and fused there with LiDAR features.
+
+    ``card`` says where the weights come from; fresh ones say "untrained weights".
+    """
+
+    def __init__(self, config: FusionOccConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.card = ModelCard(preset="", trained_on=UNTRAINED)
+        features, width = config.depth_seg.feature_channels, config.volume_channels
+        num_classes, encoder = config.label_set.num, config.volume_encoder
+        self.img_backbone = make_image_backbone(config.image_backbone)
+        self.img_neck = FpnLss(config.image_neck, config.image_backbone.out_channels)
+        self.img_view_transformer = CrossModalNet(
+            config.depth_seg, config.image_neck.channels, num_depths=config.depth_bins.num, num_classes=num_classes
+        )
+        self.lift = Lift(
+            config.lift,
+            bins=config.depth_bins,
+            grid=config.grid,
+            image_size=config.inputs.image_size,
+            stride=config.image_backbone.stride,
+        )
+        lifted = ResNet3dConfig(channels=(features,), blocks=(config.lifted_blocks,), strides=(1,))
+        self.pre_process_net = ResNet3d(lifted, features)
+        self.lidar_encoder = SparseLidarEncoder(config.lidar)
+        self.img_bev_encoder_backbone = ResNet3d(encoder, config.fused_channels)
+        self.img_bev_encoder_neck = LssFpn3d(encoder.channels, width)
+        self.final_conv = nn.Sequential(OrderedDict(conv=nn.Conv3d(width, width, 3, padding=1), relu=nn.ReLU()))
+        self.predicter = OccupancyHead(width, num_classes)
+        self.final_conv.apply(init_conv)
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Class scores of every voxel, and the depth and segmentation scores of the current pictures.
+
+        Raises:
+            ValueError: the batch holds no camera, or another number of frames or another picture size than configured.
+        """
+        self._check(batch)
+        volumes = []
+        for time in reversed(range(self.config.num_frames)):  # oldest first: the order of the channels
+            learn = torch.is_grad_enabled() and (time == 0 or self.config.history_gradient)
+            with torch.set_grad_enabled(learn):
+                seen = self._see(batch, time)
+                volumes.append(self._to_volume(seen, cameras_at(batch, time)))
+        volumes.append(self.lidar_encoder(batch.points))
+        maps = self.img_bev_encoder_backbone(torch.cat(volumes, dim=1))
+        volume_BCZYX = self.final_conv(self.img_bev_encoder_neck(maps))
+        shape_BN = batch.depth_BNHW.shape[:2]
+        return Outputs(
+            logits_BKXYZ=self.predicter(volume_BCZYX),
+            depth_logits_BNDhw=seen.depth_logits_BDhw.unflatten(0, shape_BN),
+            seg_logits_BNKhw=seen.seg_logits_BKhw.unflatten(0, shape_BN),
+        )
+
+    def _see(self, batch: Batch, time: int) -> DepthSegOutputs:
+        """Everything in the pictures of one frame; the cameras of all samples lie along the first axis."""
+        images_BCHW = batch.images_BTNCHW[:, time].flatten(0, 1)
+        features_BChw = self.img_neck(*self.img_backbone(images_BCHW))
+        depth_BNHW = batch.depth_BNHW
+        if time > 0 and self.config.history_depth == "none":
+            depth_BNHW = torch.zeros_like(depth_BNHW)
+        bins_BNhw = measured_depth_bins(depth_BNHW, self.config.depth_bins, self.config.image_backbone.stride)
+        pose_time = 0 if self.config.history_camera_pose == "current" else time
+        vectors_BNV = camera_vectors(cameras_at(batch, time), batch.cam2keyego_BTN44[:, pose_time])
+        return self.img_view_transformer(features_BChw, bins_BNhw.flatten(0, 1), vectors_BNV.flatten(0, 1))
+
+    def _to_volume(self, seen: DepthSegOutputs, cameras: Cameras) -> Tensor:
+        """The features of one frame in the volume, (B, C, Z, Y, X)."""
+        shape_BN = cameras.intrinsics_BN33.shape[:2]
+        depth_BNDhw = seen.depth_logits_BDhw.softmax(dim=1).unflatten(0, shape_BN)
+        volume_BCZYX = self.lift(depth_BNDhw, seen.feature_BChw.unflatten(0, shape_BN), cameras)
+        return self.pre_process_net(volume_BCZYX)[0]
+
+    def _check(self, batch: Batch) -> None:
+        frames, cameras = batch.images_BTNCHW.shape[1:3]
+        size = tuple(batch.images_BTNCHW.shape[4:])
+        if frames != self.config.num_frames or size != self.config.inputs.image_size or cameras < 1:
+            raise ValueError(
+                f"FusionOcc: the batch holds {frames} frames of {cameras} pictures of {size} pixels; this network "
+                f"takes {self.config.num_frames} frames of at least one picture of {self.config.inputs.image_size}"
+            )
