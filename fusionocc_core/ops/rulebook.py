@@ -1,17 +1,22 @@
 """Which voxels meet under which kernel offset: the index half of a sparse convolution.
 
-Shape suffixes: M active voxels, K kernel offsets (x slowest, z fastest), R pairs of one offset.
+Shape suffixes: M active voxels, R pairs of one offset, 4 = (b, ix, iy, iz). Kernel offsets run x slowest, z fastest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from fusionocc_core.ops.sparse_volume import Shape3, SparseVolume, coords_from_keys
+
+BLOCK_ROWS = 16384
+"""Output voxels handled together on a CPU: their features stay in the cache while every offset adds to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,82 +29,130 @@ class Rulebook:
     kernel_size: Shape3
     stride: Shape3
     padding: Shape3
-    in_rows_KR: tuple[Tensor, ...]
-    """For each offset, (R,) int64 rows of the input volume, increasing."""
-    out_rows_KR: tuple[Tensor, ...]
-    """For each offset, (R,) int64 rows of the output volume, increasing; in_rows[k][r] feeds out_rows[k][r]."""
+    in_rows: tuple[Tensor, ...]
+    """One tensor an offset, (R,) int64: rows of the input volume, increasing."""
+    out_rows: tuple[Tensor, ...]
+    """One tensor an offset, (R,) int64: the output row that each of ``in_rows`` adds to, increasing."""
     num_in: int
+    """Active voxels of the input volume."""
     out_coords_M4: Tensor
-    """Voxels of the output volume."""
+    """Active voxels of the output volume."""
     out_shape: Shape3
-    """Grid of the output volume."""
+    """Voxels of the output volume along x, y, z."""
+
+    @cached_property
+    def blocks(self) -> list[list[tuple[int, int, int]]]:
+        """For each block of output rows, (offset, start, stop) of its pairs; offsets without a pair are left out."""
+        num_out = len(self.out_coords_M4)
+        if self.out_coords_M4.is_cuda:
+            return [[(k, 0, len(rows)) for k, rows in enumerate(self.out_rows) if len(rows)]]
+        edges = torch.arange(0, num_out + BLOCK_ROWS, BLOCK_ROWS)
+        cuts = [torch.searchsorted(rows, edges).tolist() for rows in self.out_rows]
+        return [
+            [(k, cut[block], cut[block + 1]) for k, cut in enumerate(cuts) if cut[block] < cut[block + 1]]
+            for block in range(len(edges) - 1)
+        ]
 
 
 def submanifold_rulebook(volume: SparseVolume, kernel_size: Shape3) -> Rulebook:
-    """Pairs of a submanifold convolution: output voxels are the input voxels.
+    """Pairs of a submanifold convolution, whose output voxels are the input voxels.
 
-    Only half of the offsets is searched; the pairs of the opposite offset are the same with input and output exchanged.
+    Each column of offsets along z is found with one search, because its voxels lie side by side in the sorted keys; and
+    only the first half of the offsets is searched, because the other half is its mirror image.
+
+    Raises:
+        ValueError: a kernel without a central voxel.
     """
-    radius = tuple(k // 2 for k in kernel_size)
-    b_M, *xyz = volume.coords_M4.unbind(1)
-    # With a rim of `radius` empty voxels no offset can leave the grid and land in another row of it.
-    sizes = tuple(n + 2 * r for n, r in zip(volume.shape, radius, strict=True))
-    x_M, y_M, z_M = (c + r for c, r in zip(xyz, radius, strict=True))
-    keys_M = ((b_M * sizes[0] + x_M) * sizes[1] + y_M) * sizes[2] + z_M
-    all_M = torch.arange(len(keys_M), device=keys_M.device)
-    num_offsets = kernel_size[0] * kernel_size[1] * kernel_size[2]
-    centre = num_offsets // 2
-    in_rows: list[Tensor] = [all_M] * num_offsets
-    out_rows: list[Tensor] = [all_M] * num_offsets
-    last = max(len(keys_M) - 1, 0)
-    for k, (dx, dy, dz) in enumerate(product(*(range(-r, r + 1) for r in radius))):
-        if k >= centre:
+    if any(k < 1 or k % 2 == 0 for k in kernel_size):
+        raise ValueError(f"submanifold convolution: kernel_size={kernel_size}; expected odd numbers, for a centre")
+    x_radius, y_radius, z_radius = radius = _triple_of(k // 2 for k in kernel_size)
+    # A rim of empty voxels as wide as the radius keeps an offset from leading into another row of the grid.
+    x_size, y_size, z_size = _triple_of(n + 2 * r for n, r in zip(volume.shape, radius, strict=True))
+    b_M, x_M, y_M, z_M = volume.coords_M4.unbind(1)
+    keys_M = ((b_M * x_size + x_M + x_radius) * y_size + y_M + y_radius) * z_size + z_M + z_radius
+    keys_ending = torch.cat((keys_M, keys_M.new_full((1,), torch.iinfo(torch.int64).max)))
+
+    num_in = len(keys_M)
+    all_M = torch.arange(num_in, device=keys_M.device)
+    first_half: list[tuple[Tensor, Tensor]] = []
+    for dx, dy in product(range(-x_radius, 1), range(-y_radius, y_radius + 1)):
+        if (dx, dy) > (0, 0):
             break
-        wanted_M = keys_M + (dx * sizes[1] + dy) * sizes[2] + dz
-        found_M = torch.searchsorted(keys_M, wanted_M).clamp(max=last)
-        out_R = (keys_M[found_M] == wanted_M).nonzero().squeeze(1)
-        in_R = found_M[out_R]
-        in_rows[k], out_rows[k] = in_R, out_R
-        in_rows[num_offsets - 1 - k], out_rows[num_offsets - 1 - k] = out_R, in_R
+        wanted_M = keys_M + (dx * y_size + dy) * z_size - z_radius
+        found_M = torch.searchsorted(keys_M, wanted_M)
+        for _ in range(z_radius if (dx, dy) == (0, 0) else kernel_size[2]):
+            hit_M = keys_ending[found_M] == wanted_M
+            out_R = hit_M.nonzero().squeeze(1)
+            first_half.append((found_M[out_R], out_R))
+            found_M, wanted_M = found_M + hit_M, wanted_M + 1
+    pairs = [*first_half, (all_M, all_M), *((out_R, in_R) for in_R, out_R in reversed(first_half))]
     return Rulebook(
         kernel_size=kernel_size,
         stride=(1, 1, 1),
-        padding=radius,  # type: ignore[arg-type]
-        in_rows_KR=tuple(in_rows),
-        out_rows_KR=tuple(out_rows),
-        num_in=len(keys_M),
+        padding=radius,
+        in_rows=tuple(in_R for in_R, _ in pairs),
+        out_rows=tuple(out_R for _, out_R in pairs),
+        num_in=num_in,
         out_coords_M4=volume.coords_M4,
         out_shape=volume.shape,
     )
 
 
 def strided_rulebook(volume: SparseVolume, kernel_size: Shape3, stride: Shape3, padding: Shape3) -> Rulebook:
-    """Pairs of a regular sparse convolution: a voxel of the output is active if its window holds an active one."""
-    out_shape: Shape3 = tuple(  # type: ignore[assignment]
-        (n + 2 * p - k) // s + 1 for n, p, k, s in zip(volume.shape, padding, kernel_size, stride, strict=True)
-    )
+    """Pairs of a regular sparse convolution: a voxel of the output is active if its window holds an active one.
+
+    Raises:
+        ValueError: a kernel larger than the padded volume, or a stride or padding that is out of range.
+    """
+    if min(kernel_size) < 1 or min(stride) < 1 or min(padding) < 0:
+        raise ValueError(
+            f"sparse convolution: kernel_size={kernel_size} and stride={stride} must be positive and "
+            f"padding={padding} not negative"
+        )
+    axes = list(zip(volume.shape, kernel_size, stride, padding, strict=True))
+    out_shape = _triple_of((n + 2 * p - k) // s + 1 for n, k, s, p in axes)
+    if min(out_shape) < 1:
+        raise ValueError(
+            f"sparse convolution: kernel_size={kernel_size} with padding={padding} is larger than the volume "
+            f"{volume.shape} (x, y, z)"
+        )
     b_M, *xyz = volume.coords_M4.unbind(1)
-    in_rows: list[Tensor] = []
-    keys: list[Tensor] = []
-    for offset in product(*(range(k) for k in kernel_size)):
-        hit_M = torch.ones_like(b_M, dtype=torch.bool)
-        key_M = b_M
-        for c, k, s, p, n in zip(xyz, offset, stride, padding, out_shape, strict=True):
-            shifted_M = c + p - k
-            out_M = torch.div(shifted_M, s, rounding_mode="floor")
-            hit_M &= (shifted_M == out_M * s) & (out_M >= 0) & (out_M < n)
-            key_M = key_M * n + out_M
-        rows_R = hit_M.nonzero().squeeze(1)
-        in_rows.append(rows_R)
-        keys.append(key_M[rows_R])
-    out_keys_M, rows = torch.unique(torch.cat(keys), return_inverse=True)
+    # Axis by axis, with only the voxels that are still in: most drop out at the first axis when the stride is above 1.
+    steps = [_axis_targets(c_M, *axis) for c_M, axis in zip(xyz, axes, strict=True)]
+    found = [(torch.arange(len(b_M), device=b_M.device), b_M)]
+    for targets, extent in zip(steps, out_shape, strict=True):
+        found = [_extend(rows_R, key_R, *target, extent) for rows_R, key_R in found for target in targets]
+    out_keys_M, out_rows = torch.unique(torch.cat([key_R for _, key_R in found]), return_inverse=True)
     return Rulebook(
         kernel_size=kernel_size,
         stride=stride,
         padding=padding,
-        in_rows_KR=tuple(in_rows),
-        out_rows_KR=rows.split([len(k) for k in keys]),
+        in_rows=tuple(rows_R for rows_R, _ in found),
+        out_rows=out_rows.split([len(key_R) for _, key_R in found]),
         num_in=len(b_M),
         out_coords_M4=coords_from_keys(out_keys_M, out_shape),
         out_shape=out_shape,
     )
+
+
+def _axis_targets(c_M: Tensor, size: int, kernel: int, stride: int, padding: int) -> list[tuple[Tensor, Tensor]]:
+    """For each kernel offset along one axis: which voxels meet an output voxel there, and its index."""
+    last = (size + 2 * padding - kernel) // stride
+    targets = []
+    for offset in range(kernel):
+        scaled_M = c_M + (padding - offset)
+        out_M = torch.div(scaled_M, stride, rounding_mode="floor")
+        targets.append(((scaled_M == out_M * stride) & (out_M >= 0) & (out_M <= last), out_M))
+    return targets
+
+
+def _extend(rows_R: Tensor, key_R: Tensor, valid_M: Tensor, out_M: Tensor, extent: int) -> tuple[Tensor, Tensor]:
+    """The pairs that survive one more axis, with that axis in their output key."""
+    kept_R = valid_M[rows_R].nonzero().squeeze(1)
+    rows_R = rows_R[kept_R]
+    return rows_R, key_R[kept_R] * extent + out_M[rows_R]
+
+
+def _triple_of(values: Iterable[int]) -> Shape3:
+    x, y, z = values
+    return x, y, z

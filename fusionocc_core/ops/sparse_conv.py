@@ -1,29 +1,72 @@
-"""Sparse 3D convolution, submanifold and strided.
+"""Sparse 3D convolution, submanifold and strided (Graham et al., CVPR 2018).
 
-Shape suffixes: M active voxels, I O channels in and out, X Y Z kernel extents, K = X * Y * Z kernel offsets.
-Weights are kept as spconv 2 keeps them, [out, kx, ky, kz, in], so that one tensor drives every backend.
+Shape suffixes: M active voxels, I O channels in and out, X Y Z kernel extents, K = X * Y * Z kernel offsets, R pairs of
+one offset. Weights are kept as spconv 2 keeps them, [out, kx, ky, kz, in], so that one tensor drives every backend.
+Convolutions compute in the dtype of the features, whatever autocast says.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fusionocc_core.ops.rulebook import Rulebook, strided_rulebook, submanifold_rulebook
 from fusionocc_core.ops.sparse_volume import Shape3, SparseVolume
+from fusionocc_core.ops.spconv_backend import SpconvRulebook, spconv_convolve
 
 BACKENDS = ("auto", "torch", "spconv")
 
 
 def submanifold_conv3d(
-    volume: SparseVolume, weight_OXYZI: Tensor, rulebook: Rulebook | None = None, backend: str = "auto"
+    volume: SparseVolume,
+    weight_OXYZI: Tensor,
+    rulebook: Rulebook | SpconvRulebook | None = None,
+    backend: str = "auto",
 ) -> SparseVolume:
-    """Convolution whose output voxels are the input voxels (Graham and van der Maaten, 2017)."""
+    """Convolution whose output voxels are the input voxels; the kernel's centre lies on each in turn.
+
+    Args:
+        volume: the active voxels, with I channels.
+        weight_OXYZI: (O, kx, ky, kz, I), odd extents.
+        rulebook: from :func:`plan_submanifold_conv3d` for the same voxels and kernel; made on the spot if None.
+        backend: "torch", "spconv", or "auto": spconv where the features lie on a CUDA device in float32 or float16 and
+            its wheel is installed, else torch.
+
+    Returns:
+        The same voxels with O channels; differentiable in features and weight.
+
+    Raises:
+        ValueError: weight or rulebook that do not fit the volume, an unknown backend, or spconv asked for but missing.
+    """
+    kernel_size = _check_weight(volume, weight_OXYZI)
+    if kernel_size == (1, 1, 1):
+        return volume.with_features(_pointwise(volume.features_MC, weight_OXYZI))
     if rulebook is None:
-        rulebook = submanifold_rulebook(volume, _kernel_size(weight_OXYZI))
-    return volume.with_features(_convolve(volume.features_MC, weight_OXYZI, rulebook))
+        rulebook = plan_submanifold_conv3d(volume, kernel_size, backend)
+    else:
+        _check_rulebook(rulebook, volume, kernel_size, backend)
+    if isinstance(rulebook, Rulebook):
+        return volume.with_features(_convolve(volume.features_MC, weight_OXYZI, rulebook))
+    return spconv_convolve(volume, weight_OXYZI, rulebook)
+
+
+def plan_submanifold_conv3d(
+    volume: SparseVolume, kernel_size: Shape3, backend: str = "auto"
+) -> Rulebook | SpconvRulebook:
+    """What submanifold convolutions over the same voxels with the same kernel can share.
+
+    Raises:
+        ValueError: an even kernel, an unknown backend, or spconv asked for but missing.
+    """
+    if _uses_spconv(volume, backend):
+        return SpconvRulebook(
+            kernel_size=kernel_size, stride=None, padding=(0, 0, 0), num_in=len(volume.features_MC), indices={}
+        )
+    return submanifold_rulebook(volume, kernel_size)
 
 
 def sparse_conv3d(
@@ -33,8 +76,29 @@ def sparse_conv3d(
     padding: int | Shape3,
     backend: str = "auto",
 ) -> SparseVolume:
-    """Regular convolution; an output voxel is active if its window holds an active input voxel."""
-    rulebook = strided_rulebook(volume, _kernel_size(weight_OXYZI), _triple(stride), _triple(padding))
+    """Regular convolution; an output voxel is active if its window holds an active input voxel.
+
+    Args:
+        volume: the active voxels, with I channels.
+        weight_OXYZI: (O, kx, ky, kz, I).
+        stride: in voxels, one number or (x, y, z).
+        padding: empty voxels around the volume, one number or (x, y, z).
+        backend: as in :func:`submanifold_conv3d`.
+
+    Returns:
+        A volume of floor((n + 2 * padding - kernel) / stride) + 1 voxels along each axis, with O channels;
+        differentiable in features and weight.
+
+    Raises:
+        ValueError: as in :func:`submanifold_conv3d`, or a kernel, stride or padding that does not fit the volume.
+    """
+    kernel_size, stride, padding = _check_weight(volume, weight_OXYZI), _triple(stride), _triple(padding)
+    if _uses_spconv(volume, backend):
+        plan = SpconvRulebook(
+            kernel_size=kernel_size, stride=stride, padding=padding, num_in=len(volume.features_MC), indices={}
+        )
+        return spconv_convolve(volume, weight_OXYZI, plan)
+    rulebook = strided_rulebook(volume, kernel_size, stride, padding)
     return SparseVolume(
         features_MC=_convolve(volume.features_MC, weight_OXYZI, rulebook),
         coords_M4=rulebook.out_coords_M4,
@@ -44,12 +108,12 @@ def sparse_conv3d(
 
 
 def sparse_weight_from_official(weight: Tensor) -> Tensor:
-    """[out, kx, ky, kz, in] from a checkpoint's weight in that layout (spconv 2) or [kx, ky, kz, in, out] (mmcv).
+    """Our [out, kx, ky, kz, in] from a checkpoint's weight, which is that (spconv 2) or [kx, ky, kz, in, out] (mmcv).
 
-    A cubic kernel tells the two apart: three equal odd extents come first in mmcv's layout and second in spconv's.
+    A cubic kernel tells the two apart: its three equal extents come first in mmcv's layout and second in spconv's.
 
     Raises:
-        ValueError: neither layout, or one that fits both.
+        ValueError: neither layout, or a shape that fits both.
     """
     shape = tuple(weight.shape)
     mmcv = len(shape) == 5 and _is_kernel(shape[:3])
@@ -67,43 +131,128 @@ def sparse_weight_to_official(weight_OXYZI: Tensor) -> Tensor:
     return weight_OXYZI.permute(1, 2, 3, 4, 0).contiguous()
 
 
+def convolve_reference(features_MI: Tensor, weight_OXYZI: Tensor, rulebook: Rulebook) -> Tensor:
+    """What the fast path computes, in plain differentiable PyTorch; keeps every gathered row for the backward pass."""
+    out_MO = features_MI.new_zeros(len(rulebook.out_coords_M4), len(weight_OXYZI))
+    weights_IO = weight_OXYZI.flatten(1, 3).permute(1, 2, 0)
+    for weight_IO, in_R, out_R in zip(weights_IO, rulebook.in_rows, rulebook.out_rows, strict=True):
+        out_MO = out_MO.index_add(0, out_R, features_MI[in_R] @ weight_IO)
+    return out_MO
+
+
 def _is_kernel(extents: tuple[int, ...]) -> bool:
     return len(set(extents)) == 1 and extents[0] in (1, 3)
-
-
-def _kernel_size(weight_OXYZI: Tensor) -> Shape3:
-    return tuple(weight_OXYZI.shape[1:4])  # type: ignore[return-value]
 
 
 def _triple(value: int | Shape3) -> Shape3:
     return (value, value, value) if isinstance(value, int) else value
 
 
+def _check_weight(volume: SparseVolume, weight_OXYZI: Tensor) -> Shape3:
+    channels = volume.features_MC.shape[1]
+    if weight_OXYZI.ndim != 5 or weight_OXYZI.shape[4] != channels:
+        raise ValueError(
+            f"sparse convolution: weight is {tuple(weight_OXYZI.shape)}, expected (out, kx, ky, kz, {channels}) for a "
+            f"volume of {channels} channels; sparse_weight_from_official() turns other layouts"
+        )
+    _, x, y, z, _ = weight_OXYZI.shape
+    return x, y, z
+
+
+def _check_rulebook(
+    rulebook: Rulebook | SpconvRulebook, volume: SparseVolume, kernel_size: Shape3, backend: str
+) -> None:
+    if rulebook.kernel_size != kernel_size or rulebook.num_in != len(volume.features_MC):
+        raise ValueError(
+            f"submanifold_conv3d: rulebook is for kernel {rulebook.kernel_size} over {rulebook.num_in} voxels, "
+            f"the weight has {kernel_size} and the volume {len(volume.features_MC)}; make one for these voxels"
+        )
+    made_for = "torch" if isinstance(rulebook, Rulebook) else "spconv"
+    if backend not in ("auto", made_for):
+        raise ValueError(f"submanifold_conv3d: backend={backend!r}, but the rulebook was made for {made_for!r}")
+
+
+def _uses_spconv(volume: SparseVolume, backend: str) -> bool:
+    if backend not in BACKENDS:
+        raise ValueError(f"sparse convolution: backend={backend!r}; expected one of {BACKENDS}")
+    features_MC = volume.features_MC
+    if backend == "torch" or len(features_MC) == 0:  # spconv refuses a volume without voxels
+        return False
+    fits = features_MC.is_cuda and features_MC.dtype in (torch.float32, torch.float16)
+    return backend == "spconv" or (fits and find_spec("spconv") is not None)
+
+
+def _pointwise(features_MI: Tensor, weight_OXYZI: Tensor) -> Tensor:
+    with torch.autocast(features_MI.device.type, enabled=False):
+        return features_MI @ weight_OXYZI.flatten(0, 3).T.to(features_MI.dtype)
+
+
 def _convolve(features_MI: Tensor, weight_OXYZI: Tensor, rulebook: Rulebook) -> Tensor:
-    weight_KIO = weight_OXYZI.flatten(1, 3).permute(1, 2, 0).to(features_MI.dtype)
-    out: Tensor = _GatherGemmScatter.apply(features_MI, weight_KIO, rulebook)
-    return out
+    with torch.autocast(features_MI.device.type, enabled=False):
+        weight_KIO = weight_OXYZI.flatten(1, 3).permute(1, 2, 0).to(features_MI.dtype)
+        out_MO: Tensor = _GatherGemmScatter.apply(features_MI, weight_KIO.contiguous(), rulebook)
+        return out_MO
 
 
 class _GatherGemmScatter(torch.autograd.Function):
-    """One matrix product an offset; keeps nothing but its two inputs for the backward pass."""
+    """Gather, multiply, add: one matrix product an offset and block. Keeps only its two inputs for the backward pass.
+
+    An output voxel meets an offset at most once, so no two additions of one call collide: results repeat exactly, on a
+    GPU too.
+    """
 
     @staticmethod
     def forward(ctx: Any, features_MI: Tensor, weight_KIO: Tensor, rulebook: Rulebook) -> Tensor:
         ctx.save_for_backward(features_MI, weight_KIO)
         ctx.rulebook = rulebook
-        out_MO = features_MI.new_zeros(len(rulebook.out_coords_M4), weight_KIO.shape[2])
-        for weight_IO, in_R, out_R in zip(weight_KIO, rulebook.in_rows_KR, rulebook.out_rows_KR, strict=True):
-            out_MO.index_add_(0, out_R, features_MI[in_R] @ weight_IO)
-        return out_MO
+        out_rows = len(rulebook.out_coords_M4)
+        return _gather_gemm_scatter(features_MI, weight_KIO, rulebook, rulebook.in_rows, rulebook.out_rows, out_rows)
 
     @staticmethod
-    def backward(ctx: Any, grad_MO: Tensor) -> tuple[Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, grad_MO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         features_MI, weight_KIO = ctx.saved_tensors
-        grad_MI, grad_KIO = torch.zeros_like(features_MI), torch.zeros_like(weight_KIO)
-        rows = zip(ctx.rulebook.in_rows_KR, ctx.rulebook.out_rows_KR, strict=True)
-        for k, (in_R, out_R) in enumerate(rows):
-            grad_RO = grad_MO[out_R]
-            grad_MI.index_add_(0, in_R, grad_RO @ weight_KIO[k].T)
-            grad_KIO[k] = features_MI[in_R].T @ grad_RO
-        return grad_MI, grad_KIO, None
+        rulebook: Rulebook = ctx.rulebook
+        grad_features_MI = grad_weight_KIO = None
+        if ctx.needs_input_grad[0]:
+            weight_KOI = weight_KIO.transpose(1, 2).contiguous()
+            grad_features_MI = _gather_gemm_scatter(
+                grad_MO, weight_KOI, rulebook, rulebook.out_rows, rulebook.in_rows, rulebook.num_in
+            )
+        if ctx.needs_input_grad[1]:
+            grad_weight_KIO = _weight_gradient(features_MI, grad_MO, weight_KIO, rulebook)
+        return grad_features_MI, grad_weight_KIO, None
+
+
+def _gather_gemm_scatter(
+    source_MI: Tensor,
+    weight_KIO: Tensor,
+    rulebook: Rulebook,
+    from_rows: tuple[Tensor, ...],
+    to_rows: tuple[Tensor, ...],
+    num_rows: int,
+) -> Tensor:
+    """Rows that each offset sends from source to target. Half precision is summed in float32."""
+    sum_dtype = torch.promote_types(source_MI.dtype, torch.float32)
+    target_MO = source_MI.new_zeros(num_rows, weight_KIO.shape[2], dtype=sum_dtype)
+    most = max((stop - start for block in rulebook.blocks for _, start, stop in block), default=0)
+    gathered_RI = source_MI.new_empty(most, weight_KIO.shape[1])
+    product_RO = source_MI.new_empty(most, weight_KIO.shape[2])
+    for block in rulebook.blocks:
+        for k, start, stop in block:
+            in_RI, out_RO = gathered_RI[: stop - start], product_RO[: stop - start]
+            torch.index_select(source_MI, 0, from_rows[k][start:stop], out=in_RI)
+            torch.mm(in_RI, weight_KIO[k], out=out_RO)
+            target_MO.index_add_(0, to_rows[k][start:stop], out_RO.to(sum_dtype))
+    return target_MO.to(source_MI.dtype)
+
+
+def _weight_gradient(features_MI: Tensor, grad_MO: Tensor, weight_KIO: Tensor, rulebook: Rulebook) -> Tensor:
+    sum_dtype = torch.promote_types(weight_KIO.dtype, torch.float32)
+    grad_KIO = torch.zeros_like(weight_KIO, dtype=sum_dtype)
+    for block in rulebook.blocks:
+        for k, start, stop in block:
+            in_RI = features_MI.index_select(0, rulebook.in_rows[k][start:stop])
+            out_RO = grad_MO.index_select(0, rulebook.out_rows[k][start:stop])
+            grad_KIO[k] += in_RI.T @ out_RO
+    return grad_KIO.to(weight_KIO.dtype)

@@ -6,7 +6,6 @@ Shape suffixes: M active voxels, C channels, B batch, X Y Z voxels of the grid, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,11 +28,6 @@ class SparseVolume:
     shape: Shape3
     """Voxels along x, y, z."""
     batch_size: int
-
-    @cached_property
-    def keys_M(self) -> Tensor:
-        """(M,) int64 position of each active voxel in a dense (B, X, Y, Z) array; strictly increasing."""
-        return voxel_keys(self.coords_M4, self.shape)
 
     def with_features(self, features_MC: Tensor) -> SparseVolume:
         """The same voxels with other features (M, C')."""
