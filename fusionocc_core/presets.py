@@ -53,7 +53,6 @@ def fusionocc_base() -> FusionOccConfig:
             thin_rings_up_to=16,
             thin_keep=0.2,
             float32_poses=True,
-            float32_poses=True,
         ),
         grid=OCC3D_GRID,
         label_set=OCC3D_LABELS,
