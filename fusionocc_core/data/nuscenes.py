@@ -139,6 +139,10 @@ class NuScenesFrames(Sequence[SensorFrame]):
         """Stamps, poses, calibration and paths of a keyframe, without reading pictures or clouds."""
         return self._keyframes[self._selection[index]]
 
+    def stamp_ns(self, index: int) -> int:
+        """The reference time of ``frames[index]``, without reading it."""
+        return self._reference(self.keyframe(index)).stamp_ns
+
     def boxes(self, index: int, frame: str = "ego") -> list[Box]:
         """The annotated boxes of a keyframe.
 
