@@ -27,6 +27,7 @@ TOO_FEW_CAMERAS = "too_few_cameras"
 OVERFLOW = "overflow"
 TIME_JUMP = "time_jump"
 STOPPED = "stopped"
+UNMATCHED = "unmatched"
 SYNC_CAUSES: dict[str, str] = {
     ZERO_STAMP: "the sweep's stamp is zero or negative: the driver does not stamp its messages",
     DUPLICATE: "a second sweep with the stamp of the one before",
@@ -35,6 +36,7 @@ SYNC_CAUSES: dict[str, str] = {
     OVERFLOW: "more than sync.max_pending sweeps were waiting for pictures: the oldest gave way",
     TIME_JUMP: "the stamps jumped back (a bag looped, a simulation restarted) while the sweep was waiting",
     STOPPED: "the node was deactivated while the sweep was waiting",
+    UNMATCHED: "sync.policy approximate_time found no set for the sweep",
 }
 """Why a sweep was dropped here, and what each word means."""
 

@@ -1,0 +1,196 @@
+"""What the node counts, and how it says so on /diagnostics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from fusionocc_ros.causes import CAUSES
+from fusionocc_ros.convert import ns_to_stamp
+from fusionocc_ros.ego_motion import Source
+from fusionocc_ros.sync import SyncCounters
+
+SILENT_AFTER_S = 2.0
+"""A sensor that sent nothing for so long is reported."""
+LATENCIES = 200
+"""How many of the last latencies the percentiles are taken from."""
+
+
+class Statistics:
+    """Counts what happens to sets behind the synchroniser. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._dropped: Counter[str] = Counter()
+        self._published = 0
+        self._total_s: deque[float] = deque(maxlen=LATENCIES)
+        self._network_s: deque[float] = deque(maxlen=LATENCIES)
+        self._source: Source | None = None
+
+    def drop(self, cause: str) -> None:
+        """Count a set that gave no message."""
+        with self._lock:
+            self._dropped[cause] += 1
+
+    def publish(self, *, total_s: float, network_s: float, source: Source) -> bool:
+        """Count a message; True where the source of ego motion is another than for the message before."""
+        with self._lock:
+            self._published += 1
+            self._total_s.append(total_s)
+            self._network_s.append(network_s)
+            changed, self._source = source is not self._source, source
+            return changed
+
+    def snapshot(self) -> WorkCounters:
+        """The counts as they are now."""
+        with self._lock:
+            return WorkCounters(
+                published=self._published,
+                dropped=Counter(self._dropped),
+                total_s=tuple(self._total_s),
+                network_s=tuple(self._network_s),
+                source=self._source,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkCounters:
+    """What happened to the sets that the synchroniser released."""
+
+    published: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    total_s: tuple[float, ...] = ()
+    network_s: tuple[float, ...] = ()
+    source: Source | None = None
+
+
+class Throttle:
+    """Lets a message of each kind through once in a while, so that a broken sensor does not flood the log.
+
+    Args:
+        period_s: time between two messages of a kind.
+    """
+
+    def __init__(self, period_s: float = 5.0) -> None:
+        self._period_s = period_s
+        self._last: dict[str, float] = {}
+        self._held: Counter[str] = Counter()
+
+    def __call__(self, kind: str, message: str) -> str | None:
+        """The message, with how many of its kind were held back before it; None where it is held back itself."""
+        now = time.monotonic()
+        if now - self._last.get(kind, -self._period_s) < self._period_s:
+            self._held[kind] += 1
+            return None
+        self._last[kind] = now
+        held = self._held.pop(kind, 0)
+        return f"{message} ({held} more like this since the last report)" if held else message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that goes into one DiagnosticArray."""
+
+    node: str
+    stamp_ns: int
+    period_s: float
+    """Time since the report before."""
+    state: str
+    model: str
+    trained_on: str
+    device: str
+    sync: SyncCounters
+    sync_before: SyncCounters
+    work: WorkCounters
+    work_before: WorkCounters
+    in_hand: int
+    """Sweeps that wait in the synchroniser, in the mailbox, or are worked on."""
+    silence_s: dict[str, float]
+    """Time since the last message of the LiDAR ("lidar") and of each camera; infinite where none came."""
+    extra: dict[str, int] = field(default_factory=dict)
+
+
+def report_to_message(report: Report) -> DiagnosticArray:
+    """Four statuses: inputs, sets, inference, ego motion."""
+    out = DiagnosticArray()
+    out.header.stamp = ns_to_stamp(report.stamp_ns)
+    out.status = [_inputs(report), _sets(report), _inference(report), _ego_motion(report)]
+    return out
+
+
+def _status(
+    report: Report, name: str, problems: list[str], values: dict[str, object], level: bytes
+) -> DiagnosticStatus:
+    out = DiagnosticStatus(name=f"{report.node}: {name}", hardware_id=report.node)
+    out.level = level if problems else DiagnosticStatus.OK
+    out.message = "; ".join(problems) if problems else "OK"
+    out.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    return out
+
+
+def _inputs(report: Report) -> DiagnosticStatus:
+    active = report.state == "active"
+    silent = [name for name, silence in report.silence_s.items() if silence > SILENT_AFTER_S] if active else []
+    values: dict[str, object] = {"state": report.state}
+    before = {"lidar": report.sync_before.received, **report.sync_before.pictures}
+    for name, count in {"lidar": report.sync.received, **report.sync.pictures}.items():
+        values[f"{name} received"] = count
+        values[f"{name} rate [Hz]"] = f"{(count - before.get(name, 0)) / report.period_s:.1f}"
+    for name, silence in report.silence_s.items():
+        values[f"{name} last message [s ago]"] = f"{silence:.2f}" if np.isfinite(silence) else "never"
+    for (camera, cause), count in report.sync.pictures_dropped.items():
+        values[f"{camera} pictures not kept: {cause}"] = count
+    problems = [f"nothing from {', '.join(silent)} for {SILENT_AFTER_S:g} s"] if silent else []
+    level = DiagnosticStatus.ERROR if "lidar" in silent else DiagnosticStatus.WARN
+    return _status(report, "inputs", problems, values, level)
+
+
+def _sets(report: Report) -> DiagnosticStatus:
+    dropped = report.sync.dropped + report.work.dropped
+    new = dropped - (report.sync_before.dropped + report.work_before.dropped)
+    values: dict[str, object] = {
+        "sweeps received": report.sync.received,
+        "sets released": report.sync.released,
+        "sets with every camera": report.sync.complete,
+        "occupancy published": report.work.published,
+        "in hand": report.in_hand,
+        "time jumps": report.sync.resets,
+        **{f"dropped: {cause}": dropped[cause] for cause in CAUSES if dropped[cause]},
+        **{f"sets without {camera}": count for camera, count in report.sync.missing.items()},
+        **report.extra,
+    }
+    # Overtaken sets are the normal life of a network that is slower than the LiDAR.
+    bad = {cause: count for cause, count in new.items() if cause != "superseded"}
+    problems = [f"{count} dropped: {cause} ({CAUSES[cause]})" for cause, count in bad.items()]
+    return _status(report, "sets", problems, values, DiagnosticStatus.WARN)
+
+
+def _inference(report: Report) -> DiagnosticStatus:
+    count = report.work.published - report.work_before.published
+    values: dict[str, object] = {
+        "model": report.model,
+        "trained on": report.trained_on,
+        "device": report.device,
+        "rate [Hz]": f"{count / report.period_s:.2f}",
+    }
+    for name, seconds in (("latency", report.work.total_s), ("network", report.work.network_s)):
+        for percentile in (50, 95):
+            value = f"{1000 * float(np.percentile(seconds, percentile)):.1f}" if seconds else "none yet"
+            values[f"{name} p{percentile} [ms]"] = value
+    return _status(report, "inference", [], values, DiagnosticStatus.WARN)
+
+
+def _ego_motion(report: Report) -> DiagnosticStatus:
+    source = report.work.source
+    problems = (
+        ["unknown: pictures and sweep are treated as taken from one place, and no earlier keyframes are used"]
+        if source is Source.NONE
+        else []
+    )
+    values: dict[str, object] = {"source": source.name.lower() if source else "nothing published yet"}
+    return _status(report, "ego motion", problems, values, DiagnosticStatus.WARN)

@@ -1,0 +1,52 @@
+"""The network behind the node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fusionocc_core.structures import Occupancy, SensorFrame
+from fusionocc_ros.parameters import NodeParameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Something that turns frames into occupancy, and what it wants to be given."""
+
+    predict: Callable[[SensorFrame], Occupancy]
+    num_cameras: int
+    """Most cameras that a frame may hold."""
+    camera_history: int = 0
+    """Earlier keyframes of pictures."""
+    lidar_history: int = 0
+    """Earlier keyframes of sweeps."""
+    model: str = ""
+    trained_on: str = ""
+    device: str = ""
+
+
+def load_engine(parameters: NodeParameters) -> Engine:
+    """The network that the parameters name.
+
+    Raises:
+        ValueError: unknown preset, a checkpoint that does not fit, a device that is not there.
+        FileNotFoundError: no such checkpoint.
+    """
+    import torch
+
+    from fusionocc_core import Predictor, load_model
+
+    if parameters.num_threads:
+        torch.set_num_threads(parameters.num_threads)
+    model = load_model(parameters.preset, checkpoint=parameters.checkpoint or None)
+    predictor = Predictor(model, device=parameters.device, confidence=parameters.confidence)
+    inputs = model.config.inputs
+    return Engine(
+        predict=predictor,
+        num_cameras=inputs.num_cameras,
+        camera_history=inputs.camera_history,
+        lidar_history=inputs.lidar_history,
+        model=model.card.preset,
+        trained_on=model.card.trained_on,
+        device=str(predictor.device),
+    )

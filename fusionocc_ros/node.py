@@ -1,0 +1,302 @@
+"""occ_node: cameras and LiDAR in, semantic occupancy out, over ROS 2.
+
+The node only wires the parts together: inputs (subscriptions and synchroniser), work (frames, network, messages in one
+worker thread), outputs (publishers), diagnostics; and maps lifecycle transitions onto them.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+
+from fusionocc_ros import parameters as node_parameters
+from fusionocc_ros.assemble import Assembler
+from fusionocc_ros.causes import CAUSES
+from fusionocc_ros.dds import use_shipped_profile
+from fusionocc_ros.diagnostics import Report, Statistics, Throttle, WorkCounters, report_to_message
+from fusionocc_ros.ego_motion import Source
+from fusionocc_ros.engine import Engine, load_engine
+from fusionocc_ros.inputs import Inputs
+from fusionocc_ros.parameters import NodeParameters
+from fusionocc_ros.publishers import Outputs
+from fusionocc_ros.rig import load_rig
+from fusionocc_ros.sync import SensorSet, SyncCounters
+from fusionocc_ros.work import Work
+
+EngineFactory = Callable[[NodeParameters], Engine]
+
+NAME = "fusionocc"
+CLOSE_TIMEOUT_S = 4.0
+"""How long the end of the process waits for the network; `ros2 launch` kills after five seconds."""
+
+
+class OccNode(LifecycleNode):
+    """Semantic occupancy from cameras and LiDAR.
+
+    Args:
+        engine_factory: makes the network from the parameters, at configuration.
+        on_set: takes the synchroniser's sets in the place of the network; for measuring what lies before it.
+        node_arguments: handed to rclpy (context, namespace, parameter_overrides, cli_args ...).
+
+    Raises:
+        rclpy.exceptions.ParameterException: a parameter has the wrong type or lies outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine_factory: EngineFactory = load_engine,
+        on_set: Callable[[SensorSet[Any]], None] | None = None,
+        **node_arguments: Any,
+    ) -> None:
+        super().__init__(NAME, **node_arguments)
+        self._engine_factory = engine_factory
+        self._on_set = on_set
+        self._throttle = Throttle()
+        self.statistics = Statistics()
+        self.inputs: Inputs | None = None
+        self.work: Work | None = None
+        self._assembler: Assembler | None = None
+        self._outputs: Outputs | None = None
+        self._engine: Engine | None = None
+        self._diagnostics: Any = None
+        self._timer: Any = None
+        self._reported: tuple[float, SyncCounters, WorkCounters] = (0.0, SyncCounters(), WorkCounters())
+        self._state = "unconfigured"
+        node_parameters.declare(self)
+        for name, nearest in node_parameters.unknown_names(self).items():
+            hint = f"; did you mean {nearest}?" if nearest else ""
+            self.get_logger().warning(f"parameter {name} is set but not known{hint}")
+
+    @property
+    def autostart(self) -> bool:
+        """Whether the node is to start by itself."""
+        return bool(self.get_parameter("autostart").value)
+
+    def start(self) -> bool:
+        """Configure and activate, as a lifecycle manager would; False (and an error in the log) where it fails."""
+        success = TransitionCallbackReturn.SUCCESS
+        return self.trigger_configure() == success and self.trigger_activate() == success
+
+    # ---- lifecycle ---------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Read the parameters, load the network, follow calibration and transforms."""
+        try:
+            self._configure(node_parameters.read(self))
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            self.get_logger().error(f"cannot configure: {error}")
+            self._take_down()
+            return TransitionCallbackReturn.FAILURE
+        except Exception:
+            self.get_logger().error(f"cannot configure:\n{traceback.format_exc()}")
+            raise
+        self._state = "inactive"
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Follow the sensors and publish."""
+        assert self.inputs is not None
+        result = super().on_activate(state)
+        if self.work is not None:
+            self.work.start()
+        self.inputs.start()
+        self._state = "active"
+        self.get_logger().info("active")
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Leave the sensors alone and publish nothing."""
+        assert self.inputs is not None
+        self.inputs.stop()
+        if self.work is not None:
+            self.work.pause()
+        self._state = "inactive"
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let go of everything."""
+        result = super().on_cleanup(state)
+        self._take_down()
+        self._state = "unconfigured"
+        return result
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let go of everything, for good."""
+        result = super().on_shutdown(state)
+        self._take_down()
+        self._state = "finalized"
+        return result
+
+    def close(self) -> bool:
+        """Let go of everything, without a transition; False where the network is still at work after some seconds."""
+        return self._take_down()
+
+    def _configure(self, parameters: NodeParameters) -> None:
+        rig = load_rig(parameters.rig_file) if parameters.rig_file else None
+        if self._on_set is None:
+            self._engine = self._engine_factory(parameters)
+            if len(parameters.camera_names) > self._engine.num_cameras:
+                raise ValueError(
+                    f"camera_names: {len(parameters.camera_names)} cameras, but {self._engine.model} takes at most "
+                    f"{self._engine.num_cameras}; leave some out or choose another preset"
+                )
+        self.inputs = Inputs(self, parameters, on_set=self._on_set or self._take, on_bad_message=self._warn)
+        if rig is not None:
+            self.inputs.use_rig(rig)
+        if self._engine is not None:
+            self._outputs = Outputs(self, parameters)
+            self._assembler = Assembler(parameters, self.inputs.infos, self.inputs.transforms, self.inputs.motion, rig)
+            self.work = Work(
+                parameters,
+                engine=self._engine,
+                assembler=self._assembler,
+                outputs=self._outputs,
+                statistics=self.statistics,
+                on_drop=self._warn,
+                on_source=self._say_source,
+            )
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._timer = self.create_timer(
+            parameters.diagnostics_period, self._diagnose, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+        self._reported = (time.monotonic(), copy.deepcopy(self.inputs.sync.counters), self.statistics.snapshot())
+        if self._engine is not None:
+            self.get_logger().info(
+                f"{self._engine.model} ({self._engine.trained_on}) on {self._engine.device}, "
+                f"{len(parameters.camera_names)} cameras"
+            )
+
+    def _take_down(self) -> bool:
+        ended = True
+        if self.inputs is not None:
+            self.inputs.close()
+        if self.work is not None:
+            ended = self.work.close(CLOSE_TIMEOUT_S)
+        if self._outputs is not None:
+            self._outputs.close()
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+        if self._diagnostics is not None:
+            self.destroy_publisher(self._diagnostics)
+        self.inputs = self.work = self._outputs = self._assembler = self._engine = None
+        self._timer = self._diagnostics = None
+        return ended
+
+    # ---- work --------------------------------------------------------------------------------------------------------
+
+    def _take(self, sensors: SensorSet[Any]) -> None:
+        if self.work is not None:
+            self.work.offer(sensors)
+
+    def _warn(self, kind: str, message: str) -> None:
+        text = self._throttle(kind, message)
+        if text is None:
+            return
+        dropped = f"frame dropped ({kind}): " if kind in CAUSES else ""
+        self.get_logger().warning(f"{dropped}{text}")
+
+    def _say_source(self, source: Source) -> None:
+        if source is Source.NONE:
+            self.get_logger().warning(
+                "ego motion is not known (no /tf from base_frame to fixed_frame, no odometry): pictures and sweep are "
+                "treated as taken from one place, and no earlier keyframes are used"
+            )
+        else:
+            self.get_logger().info(f"ego motion comes from {source.name.lower()}")
+
+    def _diagnose(self) -> None:
+        if self.inputs is None or self._diagnostics is None:
+            return
+        now, sync, work = time.monotonic(), copy.deepcopy(self.inputs.sync.counters), self.statistics.snapshot()
+        then, sync_before, work_before = self._reported
+        self._reported = (now, sync, work)
+        engine = self._engine or Engine(predict=_no_network, num_cameras=0, model="none")
+        report = Report(
+            node=self.get_fully_qualified_name().lstrip("/"),
+            stamp_ns=self.get_clock().now().nanoseconds,
+            period_s=max(now - then, 1e-3),
+            state=self._state,
+            model=engine.model,
+            trained_on=engine.trained_on,
+            device=engine.device,
+            sync=sync,
+            sync_before=sync_before,
+            work=work,
+            work_before=work_before,
+            in_hand=self.inputs.sync.pending + (self.work.in_hand if self.work else 0),
+            silence_s=self.inputs.silence_s(),
+            extra=dict(self._assembler.counters) if self._assembler else {},
+        )
+        self._diagnostics.publish(report_to_message(report))
+
+
+def _no_network(frame: Any) -> Any:
+    raise RuntimeError("no network is loaded")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until it is interrupted; the exit code is 0 after an interrupt, 1 where it could not start."""
+    profile = use_shipped_profile()
+    rclpy.init(args=args)
+    node: OccNode | None = None
+    ended = True
+    try:
+        node = OccNode()
+        logging.getLogger("fusionocc_ros").addHandler(_RosHandler(node))
+        if profile is not None:
+            node.get_logger().debug(f"Fast DDS profile: {profile}")
+        if node.autostart and not node.start():
+            return 1
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin()
+    except ParameterException as error:
+        sys.stderr.write(f"occ_node: error: {error}\n")
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        if node is not None:
+            ended = node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()
+    if not ended:
+        # The network cannot be interrupted, and the interpreter would wait for it or crash under it.
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
+
+
+class _RosHandler(logging.Handler):
+    """Hands what the package's plain modules log to the node's logger."""
+
+    def __init__(self, node: OccNode) -> None:
+        super().__init__(logging.DEBUG)
+        self._node = node
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger, text = self._node.get_logger(), record.getMessage()
+        if record.levelno >= logging.ERROR:
+            logger.error(text)
+        elif record.levelno >= logging.WARNING:
+            logger.warning(text)
+        else:
+            logger.debug(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

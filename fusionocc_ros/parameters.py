@@ -1,0 +1,368 @@
+"""The node's parameters: one table of names, defaults, ranges and meanings, from which everything else is made.
+
+``declare`` declares them on a node, ``read`` returns them checked, as a dataclass. config/occ.yaml and docs/ros.md
+repeat the table for people; tests hold them equal to this one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from fusionocc_ros.lenses import DISTORTION_POLICIES
+from fusionocc_ros.sync import SyncConfig
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+
+OFFICIAL_CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+"""nuScenes names in the order of the official checkpoints."""
+
+COMPRESSED, RAW = "compressed", "raw"
+LIDAR_ANCHORED, APPROXIMATE_TIME = "lidar_anchored", "approximate_time"
+BUILTIN, CV_BRIDGE, SENSOR_MSGS_PY = "builtin", "cv_bridge", "sensor_msgs_py"
+DENSE, SPARSE = "dense", "sparse"
+BEST_EFFORT, RELIABLE = "best_effort", "reliable"
+AUTO, TF, ODOMETRY, NONE = "auto", "tf", "odometry", "none"
+
+Value = str | bool | int | float | tuple[str, ...]
+
+_SYNC = SyncConfig(cameras=("any",))
+"""Where the synchroniser's defaults come from."""
+
+
+def _parameter(
+    default: Value,
+    description: str,
+    *,
+    name: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that is a ROS parameter; ``name`` where it differs from the field's (groups have dots)."""
+    spec = {"description": description, "name": name, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraParameters:
+    """What is set for each camera, as parameters ``cameras.<NAME>.<field>``."""
+
+    name: str
+    image_topic: str
+    info_topic: str
+    frame_id: str = _parameter("", "Optical frame of the camera; empty: header.frame_id of its pictures.")
+    time_offset: float = _parameter(
+        0.0,
+        "When its picture is expected relative to the sweep's stamp, seconds (earlier: negative).",
+        low=-1.0,
+        high=1.0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeParameters:
+    """Everything that can be set on the node. Times in seconds, lengths in metres."""
+
+    autostart: bool = _parameter(True, "Configure and activate at once; false: wait for lifecycle transitions.")
+    preset: str = _parameter("fusionocc-tiny", "Network: a name from `fusionocc presets`, or one of our own files.")
+    checkpoint: str = _parameter("", "File with the network's weights; empty: fresh weights, which know nothing.")
+    device: str = _parameter("auto", "Where the network runs: auto (CUDA where there is one), cpu, cuda or cuda:N.")
+    num_threads: int = _parameter(0, "CPU threads of the network; 0: PyTorch decides.", low=0, high=1024)
+    confidence: bool = _parameter(False, "Publish the probability of each voxel's label as well.")
+
+    camera_names: tuple[str, ...] = _parameter(
+        OFFICIAL_CAMERAS, "Cameras, in the network's order; each has parameters of its own under cameras.<name>."
+    )
+    image_transport: str = _parameter(
+        COMPRESSED, "Type of the picture topics: CompressedImage or Image.", choices=(COMPRESSED, RAW)
+    )
+    image_decoder: str = _parameter(
+        BUILTIN, "Who decodes pictures; cv_bridge where it is installed.", choices=(BUILTIN, CV_BRIDGE)
+    )
+    distortion: str = _parameter(
+        "refuse",
+        "Distorted cameras: refuse them, undistort their pictures here, or take the pictures as rectified (P, not K).",
+        choices=DISTORTION_POLICIES,
+    )
+    rig_file: str = _parameter("", "YAML file with extrinsics (and intrinsics) instead of /tf_static (and CameraInfo).")
+
+    lidar_topic: str = _parameter("lidar_top", "PointCloud2 of the LiDAR.", name="lidar.topic")
+    lidar_frame_id: str = _parameter(
+        "", "Frame of the LiDAR; empty: header.frame_id of its clouds.", name="lidar.frame_id"
+    )
+    lidar_reader: str = _parameter(
+        BUILTIN,
+        "Who reads clouds; sensor_msgs_py where it is installed.",
+        name="lidar.reader",
+        choices=(BUILTIN, SENSOR_MSGS_PY),
+    )
+    lidar_intensity_scale: float = _parameter(
+        1.0, "Factor that brings the intensity to 0..255.", name="lidar.intensity_scale", low=0.0, high=1e6
+    )
+    lidar_beams: int = _parameter(
+        32, "Beams, where the cloud has no ring: rings come from the elevation.", name="lidar.beams", low=1, high=1024
+    )
+    lidar_lowest_beam: float = _parameter(
+        -30.67, "Elevation of the lowest beam, degrees.", name="lidar.lowest_beam", low=-90.0, high=90.0
+    )
+    lidar_highest_beam: float = _parameter(
+        10.67, "Elevation of the highest beam, degrees.", name="lidar.highest_beam", low=-90.0, high=90.0
+    )
+
+    base_frame: str = _parameter("base_link", "Frame of the vehicle: x forward, y left, z up.")
+    fixed_frame: str = _parameter("map", "Frame in which the vehicle moves, in /tf: map or odom.")
+    ego_motion: str = _parameter(
+        AUTO,
+        "Where the vehicle's motion between stamps comes from; auto: /tf, else odometry, else none (and says so).",
+        choices=(AUTO, TF, ODOMETRY, NONE),
+    )
+    odometry_topic: str = _parameter("odom", "Odometry, for ego_motion auto or odometry.")
+    transform_timeout: float = _parameter(
+        0.2, "Longest wait for a transform or a CameraInfo that is not there yet.", low=0.0, high=10.0
+    )
+    transform_tolerance: float = _parameter(
+        0.05, "How far a moving transform may be continued beyond its newest stamp.", low=0.0, high=1.0
+    )
+    keyframe_spacing: float = _parameter(
+        0.5, "Time between the earlier keyframes that a network with memory is given.", low=0.05, high=10.0
+    )
+
+    sync_policy: str = _parameter(
+        LIDAR_ANCHORED,
+        "Who matches pictures to sweeps; approximate_time is that of message_filters, where it is installed.",
+        name="sync.policy",
+        choices=(LIDAR_ANCHORED, APPROXIMATE_TIME),
+    )
+    sync_tolerance: float = _parameter(
+        _SYNC.tolerance_ns / 1e9,
+        "A picture further from its expected time is not used.",
+        name="sync.tolerance",
+        low=0.001,
+        high=10.0,
+    )
+    sync_deadline: float = _parameter(
+        _SYNC.deadline_ns / 1e9,
+        "Longest wait for pictures after a sweep has come, in real time.",
+        name="sync.deadline",
+        low=0.001,
+        high=60.0,
+    )
+    sync_min_cameras: int = _parameter(
+        _SYNC.min_cameras,
+        "A set with fewer pictures is dropped; 0: the LiDAR may go alone.",
+        name="sync.min_cameras",
+        low=0,
+        high=64,
+    )
+    sync_give_up_after: int = _parameter(
+        _SYNC.give_up_after,
+        "A camera that missed so many sets in a row is not waited for until it speaks again.",
+        name="sync.give_up_after",
+        low=1,
+        high=1_000_000,
+    )
+    sync_expect_pace: bool = _parameter(
+        _SYNC.expect_pace,
+        "Do not wait for a picture that, at the camera's pace, cannot be nearer than the one at hand.",
+        name="sync.expect_pace",
+    )
+
+    qos_reliability: str = _parameter(
+        BEST_EFFORT,
+        "Of the sensor subscriptions; best_effort matches every publisher, reliable only reliable ones.",
+        name="qos.reliability",
+        choices=(BEST_EFFORT, RELIABLE),
+    )
+    qos_depth: int = _parameter(10, "Messages kept for each sensor subscription.", name="qos.depth", low=1, high=1000)
+
+    encoding: str = _parameter(
+        DENSE,
+        "Of ~/occupancy: a byte for every voxel, or only the voxels that are not free.",
+        name="publish.encoding",
+        choices=(DENSE, SPARSE),
+    )
+    publish_markers: bool = _parameter(
+        True, "Offer ~/markers (made only while someone listens).", name="publish.markers"
+    )
+    publish_voxels: bool = _parameter(True, "Offer ~/voxels (made only while someone listens).", name="publish.voxels")
+    markers_alpha: float = _parameter(1.0, "Opacity of the markers.", name="markers.alpha", low=0.0, high=1.0)
+    markers_surface_only: bool = _parameter(
+        True, "Leave out of ~/markers the voxels that are hidden on all sides.", name="markers.surface_only"
+    )
+    diagnostics_period: float = _parameter(1.0, "Time between messages on /diagnostics.", low=0.1, high=60.0)
+
+    cameras: tuple[CameraParameters, ...] = ()
+    """One for each of camera_names; made by ``read``."""
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot work, by the parameters' ROS names."""
+        names = self.camera_names
+        if not names or any(not name for name in names):
+            raise ValueError(f"camera_names: expected at least one name, none of them empty, got {list(names)}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"camera_names: names must differ, got {list(names)}")
+        if self.sync_min_cameras > len(names):
+            raise ValueError(
+                f"sync.min_cameras: {self.sync_min_cameras} is more than the {len(names)} cameras of camera_names"
+            )
+        if self.lidar_highest_beam <= self.lidar_lowest_beam:
+            raise ValueError(
+                f"lidar.highest_beam: {self.lidar_highest_beam} must lie above lidar.lowest_beam, "
+                f"{self.lidar_lowest_beam}"
+            )
+        if not self.base_frame or (self.ego_motion == TF and not self.fixed_frame):
+            raise ValueError(
+                "base_frame, and fixed_frame with ego_motion: tf, must be names of frames, got an empty one"
+            )
+
+    def sync_config(self) -> SyncConfig:
+        """The synchroniser's settings."""
+        return SyncConfig(
+            cameras=self.camera_names,
+            time_offset_ns={camera.name: round(camera.time_offset * 1e9) for camera in self.cameras},
+            tolerance_ns=round(self.sync_tolerance * 1e9),
+            deadline_ns=round(self.sync_deadline * 1e9),
+            min_cameras=self.sync_min_cameras,
+            give_up_after=self.sync_give_up_after,
+            expect_pace=self.sync_expect_pace,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterSpec:
+    """One row of the table."""
+
+    name: str
+    field: str
+    default: Value
+    description: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def full_description(self) -> str:
+        """With the choices, which a ROS descriptor has no place for."""
+        return f"{self.description} One of: {', '.join(self.choices)}." if self.choices else self.description
+
+
+def table() -> list[ParameterSpec]:
+    """Every parameter that does not belong to a camera."""
+    return [
+        ParameterSpec(
+            name=f.metadata["name"] or f.name,
+            field=f.name,
+            default=f.default,  # type: ignore[arg-type]
+            description=f.metadata["description"],
+            low=f.metadata["low"],
+            high=f.metadata["high"],
+            choices=f.metadata["choices"],
+        )
+        for f in fields(NodeParameters)
+        if f.metadata
+    ]
+
+
+def camera_table(camera: str, image_transport: str = COMPRESSED) -> list[ParameterSpec]:
+    """The parameters of one camera; its topics' defaults follow its name."""
+    base = camera.lower()
+    suffix = "_compressed" if image_transport == COMPRESSED else ""
+    rows = [
+        ParameterSpec(
+            name=f"cameras.{camera}.image_topic",
+            field="image_topic",
+            default=f"{base}/image_rect{suffix}",
+            description="Its pictures, of the type that image_transport says.",
+        ),
+        ParameterSpec(
+            name=f"cameras.{camera}.info_topic",
+            field="info_topic",
+            default=f"{base}/camera_info",
+            description="Its CameraInfo.",
+        ),
+    ]
+    for f in fields(CameraParameters):
+        if f.metadata:
+            rows.append(
+                ParameterSpec(
+                    name=f"cameras.{camera}.{f.name}",
+                    field=f.name,
+                    default=f.default,  # type: ignore[arg-type]
+                    description=f.metadata["description"],
+                    low=f.metadata["low"],
+                    high=f.metadata["high"],
+                )
+            )
+    return rows
+
+
+def declare(node: Node) -> None:
+    """Declare every parameter on a node, those of its cameras included; what is declared already is left alone.
+
+    Raises:
+        rclpy.exceptions.ParameterException: a value from outside has the wrong type or lies outside its range.
+    """
+    for spec in table():
+        _declare(node, spec)
+    transport = str(node.get_parameter("image_transport").value)
+    for camera in _camera_names(node):
+        for spec in camera_table(camera, transport):
+            _declare(node, spec)
+
+
+def _declare(node: Node, spec: ParameterSpec) -> None:
+    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+
+    if node.has_parameter(spec.name):
+        return
+    descriptor = ParameterDescriptor(description=spec.full_description)
+    if spec.low is not None and spec.high is not None:
+        if isinstance(spec.default, float):
+            descriptor.floating_point_range = [FloatingPointRange(from_value=spec.low, to_value=spec.high)]
+        else:
+            descriptor.integer_range = [IntegerRange(from_value=int(spec.low), to_value=int(spec.high))]
+    default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
+    node.declare_parameter(spec.name, default, descriptor)
+
+
+def _camera_names(node: Node) -> list[str]:
+    return [str(name) for name in node.get_parameter("camera_names").value or []]
+
+
+def read(node: Node) -> NodeParameters:
+    """The node's parameters as they are now, checked.
+
+    Raises:
+        ValueError: a value that is not one of its choices, or values that contradict each other; names the parameter.
+    """
+    declare(node)
+    values = {spec.field: _checked(node, spec) for spec in table()}
+    transport = str(values["image_transport"])
+    cameras = tuple(
+        CameraParameters(
+            name=camera,
+            **{spec.field: _checked(node, spec) for spec in camera_table(camera, transport)},  # type: ignore[arg-type]
+        )
+        for camera in _camera_names(node)
+    )
+    return NodeParameters(**values, cameras=cameras)  # type: ignore[arg-type]
+
+
+def _checked(node: Node, spec: ParameterSpec) -> Value:
+    value = node.get_parameter(spec.name).value
+    if spec.choices and value not in spec.choices:
+        raise ValueError(f"{spec.name}: {value!r} is not one of {', '.join(spec.choices)}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def unknown_names(node: Node) -> dict[str, str]:
+    """Parameters set from outside that the node does not have, each with the nearest that it has, or ""."""
+    known = [spec.name for spec in table()]
+    known += [spec.name for camera in _camera_names(node) for spec in camera_table(camera)]
+    given = getattr(node, "_parameter_overrides", {})  # rclpy has no public way to ask
+    ours = ("use_sim_time", "start_type_description_service")
+    unknown = [n for n in given if n not in known and n not in ours and not n.startswith("qos_overrides.")]
+    return {n: next(iter(difflib.get_close_matches(n, known, 1)), "") for n in unknown}

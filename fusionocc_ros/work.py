@@ -1,0 +1,147 @@
+"""What the worker does with a set: frame, network, messages; and what becomes of a set that fails."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from fusionocc_core.structures import Occupancy, SensorFrame
+from fusionocc_ros.assemble import Assembled, Assembler, Moment, now_ns
+from fusionocc_ros.causes import INTERNAL_ERROR, PREDICTION_FAILED, STOPPED_IN_WORK, SUPERSEDED, DropFrame
+from fusionocc_ros.convert import Provenance
+from fusionocc_ros.diagnostics import Statistics
+from fusionocc_ros.ego_motion import Source
+from fusionocc_ros.engine import Engine
+from fusionocc_ros.parameters import NodeParameters
+from fusionocc_ros.sync import SensorSet
+from fusionocc_ros.worker import LatestWorker
+
+
+class Publisher(Protocol):
+    """Where results go."""
+
+    def publish(self, occupancy: Occupancy, provenance: Provenance) -> None:
+        """Publish one result."""
+
+
+class Work:
+    """Runs the network in a thread of its own on the newest set, publishes, counts.
+
+    Args:
+        parameters: of the node.
+        engine: the network.
+        assembler: makes frames.
+        outputs: where results go.
+        statistics: where they are counted.
+        on_drop: told why a set gave nothing: cause and message; called from any thread.
+        on_source: told when the source of ego motion has changed.
+    """
+
+    def __init__(
+        self,
+        parameters: NodeParameters,
+        *,
+        engine: Engine,
+        assembler: Assembler,
+        outputs: Publisher,
+        statistics: Statistics,
+        on_drop: Callable[[str, str], None],
+        on_source: Callable[[Source], None],
+    ) -> None:
+        self._parameters = parameters
+        self._engine = engine
+        self._assembler = assembler
+        self._outputs = outputs
+        self._statistics = statistics
+        self._on_drop = on_drop
+        self._on_source = on_source
+        self._active = threading.Event()
+        self._publishing = threading.Lock()
+        assembler.remember(camera_history=engine.camera_history, lidar_history=engine.lidar_history)
+        self._worker: LatestWorker[Moment] = LatestWorker(self._run, self._overtaken, name="fusionocc")
+
+    @property
+    def in_hand(self) -> int:
+        """Sets that wait or are worked on."""
+        return self._worker.in_hand
+
+    def start(self) -> None:
+        """Publish from now on."""
+        self._active.set()
+
+    def pause(self) -> None:
+        """Publish nothing from the moment this returns; a result that is being computed is dropped and counted."""
+        with self._publishing:
+            self._active.clear()
+
+    def offer(self, sensors: SensorSet[Any]) -> None:
+        """Hand a set to the worker; also keeps it as an earlier keyframe of those to come."""
+        moment = Moment(sensors)
+        self._assembler.offer(moment)
+        self._worker.offer(moment)
+
+    def close(self, timeout_s: float) -> bool:
+        """End the thread; False where the network is still at work after ``timeout_s``."""
+        self.pause()
+        self._worker.stop()
+        ended = self._worker.join(timeout_s)
+        self._assembler.close()
+        return ended
+
+    def _overtaken(self, moment: Moment) -> None:
+        self._statistics.drop(SUPERSEDED if self._active.is_set() else STOPPED_IN_WORK)
+
+    def _run(self, moment: Moment) -> None:
+        taken_ns = now_ns()
+        try:
+            assembled = self._assembler.assemble(moment)
+            read_ns = now_ns()
+            occupancy = self._predict(assembled.frame)
+            self._publish(moment, assembled, occupancy, taken_ns, read_ns)
+        except DropFrame as error:
+            self._drop(error.cause, str(error))
+        except Exception:  # noqa: BLE001 (one bad frame must not end the thread, and the traceback is logged)
+            self._drop(INTERNAL_ERROR, traceback.format_exc())
+
+    def _predict(self, frame: SensorFrame) -> Occupancy:
+        try:
+            return self._engine.predict(frame)
+        except (ValueError, RuntimeError) as error:
+            raise DropFrame(PREDICTION_FAILED, f"the network failed: {error}") from error
+
+    def _drop(self, cause: str, message: str) -> None:
+        self._statistics.drop(cause)
+        self._on_drop(cause, message)
+
+    def _publish(self, moment: Moment, assembled: Assembled, occupancy: Occupancy, taken_ns: int, read_ns: int) -> None:
+        frame, timings = assembled.frame, occupancy.timings
+        times = {
+            "synchronization": (moment.released_ns - moment.arrived_ns) / 1e9,
+            "queue": (taken_ns - moment.released_ns) / 1e9,
+            "preparation": (read_ns - taken_ns) / 1e9 + (timings.prepare_s if timings else 0.0),
+            "network": timings.network_s if timings else (now_ns() - read_ns) / 1e9,
+            "decoding": timings.decode_s if timings else 0.0,
+        }
+        in_ego = occupancy.grid.frame == "ego"
+        with self._publishing:
+            if not self._active.is_set():
+                self._statistics.drop(STOPPED_IN_WORK)
+                return
+            times["total"] = (now_ns() - moment.arrived_ns) / 1e9
+            provenance = Provenance(
+                frame_id=self._parameters.base_frame if in_ego else assembled.lidar_frame_id,
+                cameras=tuple(camera.name for camera in frame.cameras),
+                camera_ages=tuple((frame.stamp_ns - camera.stamp_ns) / 1e9 for camera in frame.cameras),
+                ego_motion=assembled.source.value,
+                camera_history=len(frame.camera_history),
+                lidar_history=len(frame.lidar_history),
+                times=times,
+            )
+            self._outputs.publish(occupancy, provenance)
+            changed = self._statistics.publish(
+                total_s=times["total"], network_s=times["network"], source=assembled.source
+            )
+        if changed:
+            self._on_source(assembled.source)
