@@ -1,0 +1,266 @@
+"""How fast pictures and clouds become a network's input, as ratios measured side by side.
+
+    python benchmarks/data.py [--data NUSCENES_ROOT] [--threads 2] [--repeats 7] [--out out/benchmarks/data.json]
+
+Each row runs its candidates in turn, again and again, so that whatever else the machine does hits all of them alike.
+The table shows the best time of each and the median of the ratios of neighbouring runs. Without --data the pictures are
+made up: six of 1600 x 900 pixels and eight clouds of 34,688 points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from fusionocc_core.data.files import read_image
+from fusionocc_core.data.nuscenes import NuScenesFrames, scale_intrinsics
+from fusionocc_core.data.pipeline import prepare
+from fusionocc_core.data.threads import map_in_threads
+from fusionocc_core.geometry import rotation_from_yaw, transform
+from fusionocc_core.presets import preset_config
+from fusionocc_core.structures import CameraImage, InputConfig, LidarSweep, SensorFrame
+
+SIZE = (900, 1600)
+POINTS = 34_688
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to reach a row's result."""
+
+    label: str
+    run: Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Candidates for the same result; the first is ours, and ratios say how many times longer the others take."""
+
+    name: str
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What one candidate took, milliseconds a frame of six cameras."""
+
+    row: str
+    candidate: str
+    best_ms: float
+    median_ms: float
+    ratio_to_first: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A frame with a full history, and the files of its current pictures."""
+
+    frame: SensorFrame
+    paths: list[Path]
+
+
+def measure(row: Row, repeats: int) -> list[Timing]:
+    """Run the candidates of a row in turn; one unmeasured round first."""
+    runs: list[list[float]] = [[] for _ in row.candidates]
+    for attempt in range(repeats + 1):
+        for candidate, times in zip(row.candidates, runs, strict=True):
+            start = time.perf_counter()
+            candidate.run()
+            if attempt:
+                times.append((time.perf_counter() - start) * 1e3)
+    return [
+        Timing(
+            row=row.name,
+            candidate=candidate.label,
+            best_ms=min(times),
+            median_ms=median(times),
+            ratio_to_first=median(t / first for t, first in zip(times, runs[0], strict=True)),
+        )
+        for candidate, times in zip(row.candidates, runs, strict=True)
+    ]
+
+
+def with_full_history(frame: SensorFrame) -> SensorFrame:
+    """The frame with copies of its own sensors where the history is short: the work is then that of mid-scene."""
+    copies = tuple(replace(camera, image=camera.image.copy()) for camera in frame.cameras)
+    assert frame.lidar is not None, "the benchmark's data has a LiDAR"
+    sweeps = tuple(replace(frame.lidar, stamp_ns=frame.stamp_ns - k) for k in range(1, 8))
+    return replace(frame, camera_history=(copies,), lidar_history=sweeps)
+
+
+def recorded(root: Path) -> Source:
+    """The first keyframe of a data set."""
+    frames = NuScenesFrames(root)
+    records = frames.keyframe(0).records
+    return Source(frame=with_full_history(frames[0]), paths=[records[name].path for name in frames.cameras])
+
+
+def made_up(folder: Path) -> Source:
+    """Pictures with detail at all scales, and a cloud around the vehicle."""
+    rng = np.random.default_rng(0)
+    cameras, paths = [], []
+    for n in range(6):
+        picture = np.full((*SIZE, 3), 128.0)
+        for cells in (4, 16, 64, 256):
+            layer = cv2.resize(rng.normal(0, 24, (cells, 2 * cells, 3)), SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+            picture += layer * (32 / (32 + cells))
+        paths.append(folder / f"{n}.jpg")
+        cv2.imwrite(str(paths[-1]), picture.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])
+        heading = rotation_from_yaw(n * np.pi / 3) @ [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+        cameras.append(
+            CameraImage(
+                name=f"CAM_{n}",
+                image=read_image(paths[-1]),
+                intrinsics=np.array([[1266.0, 0.0, 816.0], [0.0, 1266.0, 491.0], [0.0, 0.0, 1.0]]),
+                cam2ego=transform(heading, [0.0, 0.0, 1.5]),
+                ego2global=np.eye(4),
+                stamp_ns=0,
+            )
+        )
+    points = np.stack(
+        [
+            *rng.normal(0, 15, (2, POINTS)),
+            rng.normal(0, 1, POINTS),
+            rng.integers(0, 256, POINTS),
+            np.arange(POINTS) % 32,
+        ],
+        axis=1,
+    ).astype(np.float32)
+    lidar = LidarSweep(points=points, lidar2ego=transform(np.eye(3), [0, 0, 1.84]), ego2global=np.eye(4), stamp_ns=0)
+    frame = SensorFrame(stamp_ns=0, ego2global=np.eye(4), cameras=tuple(cameras), lidar=lidar)
+    return Source(frame=with_full_history(frame), paths=paths)
+
+
+def decode(source: Source, threads: int, reduce: int = 1) -> list[np.ndarray]:
+    """The current pictures, from their files."""
+    return map_in_threads(partial(read_image, reduce=reduce), source.paths, threads)
+
+
+def decode_with_pillow(source: Source, threads: int) -> list[np.ndarray]:
+    """The same through Pillow."""
+    return map_in_threads(
+        lambda p: np.array(Image.open(io.BytesIO(p.read_bytes())).convert("RGB")), source.paths, threads
+    )
+
+
+def decode_and_prepare(source: Source, inputs: InputConfig, threads: int, reduce: int = 1) -> object:
+    """From the files of the current keyframe to the batch, the history being in memory as on the vehicle."""
+    images = decode(source, threads, reduce)
+    frame = replace(source.frame, cameras=_with(source.frame.cameras, images, reduce))
+    return prepare(frame, inputs, preset_config("fusionocc-base").grid)
+
+
+def _with(cameras: Sequence[CameraImage], images: Sequence[np.ndarray], reduce: int) -> tuple[CameraImage, ...]:
+    return tuple(
+        replace(c, image=image, intrinsics=scale_intrinsics(c.intrinsics, 1 / reduce))
+        for c, image in zip(cameras, images, strict=True)
+    )
+
+
+def size_of(inputs: InputConfig) -> str:
+    """Height x width."""
+    return "x".join(map(str, inputs.image_size))
+
+
+def rows(source: Source, threads: int) -> list[Row]:
+    """What is measured."""
+    base, tiny = (preset_config(name) for name in ("fusionocc-base", "fusionocc-tiny"))
+    official, small = base.inputs, tiny.inputs
+    quick = replace(official, resampling="opencv")
+
+    def ready(inputs: InputConfig) -> Callable[[], object]:
+        return lambda: prepare(source.frame, inputs, base.grid)
+
+    return [
+        Row(
+            name="decode the six pictures",
+            candidates=(
+                Candidate(label=f"OpenCV, {threads} threads", run=lambda: decode(source, threads)),
+                Candidate(label="OpenCV, 1 thread", run=lambda: decode(source, 1)),
+                Candidate(label="OpenCV at half size, 1 thread", run=lambda: decode(source, 1, 2)),
+                Candidate(label="Pillow, 1 thread", run=lambda: decode_with_pillow(source, 1)),
+                Candidate(label=f"Pillow, {threads} threads", run=lambda: decode_with_pillow(source, threads)),
+            ),
+        ),
+        Row(
+            name=f"prepare at {size_of(official)}, 2 x 6 pictures, 7 sweeps",
+            candidates=(
+                Candidate(label="resampling=pillow (official)", run=ready(official)),
+                Candidate(label="resampling=opencv", run=ready(quick)),
+            ),
+        ),
+        Row(
+            name=f"prepare at {size_of(small)}, 6 pictures, {1 + small.lidar_history} sweeps",
+            candidates=(
+                Candidate(label="resampling=opencv", run=ready(small)),
+                Candidate(label="resampling=pillow", run=ready(replace(small, resampling="pillow"))),
+            ),
+        ),
+        Row(
+            name="files to batch, fusionocc-tiny",
+            candidates=(
+                Candidate(label="whole pictures", run=lambda: decode_and_prepare(source, small, threads)),
+                Candidate(label="decoded at half size", run=lambda: decode_and_prepare(source, small, threads, 2)),
+            ),
+        ),
+        Row(
+            name="files to batch, fusionocc-base",
+            candidates=(
+                Candidate(label="official", run=lambda: decode_and_prepare(source, official, threads)),
+                Candidate(label="resampling=opencv", run=lambda: decode_and_prepare(source, quick, threads)),
+            ),
+        ),
+    ]
+
+
+def print_table(timings: Sequence[Timing], console: Console) -> None:
+    """One line a candidate."""
+    table = Table("row", "candidate", "best ms", "median ms", "times the first")
+    previous = ""
+    for t in timings:
+        name = "" if t.row == previous else t.row
+        table.add_row(name, t.candidate, f"{t.best_ms:.1f}", f"{t.median_ms:.1f}", f"{t.ratio_to_first:.2f}")
+        previous = t.row
+    console.print(table)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a data set in nuScenes format; its first keyframe is used")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("out/benchmarks/data.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        source = recorded(args.data) if args.data else made_up(Path(folder))
+        measured = [t for row in track(rows(source, args.threads), console=console) for t in measure(row, args.repeats)]
+    print_table(measured, console)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(
+        json.dumps({"threads": args.threads, "timings": [asdict(t) for t in measured]}, indent=1) + "\n"
+    )
+    console.print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
