@@ -1,0 +1,191 @@
+"""`fusionocc predict`: occupancy for every keyframe of a data set, without ROS."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusionocc_core.data.nuscenes import NuScenesFrames
+    from fusionocc_core.models.fusionocc import FusionOcc
+    from fusionocc_core.structures import Occupancy, SensorFrame
+    from fusionocc_core.viz.export import ResultPaths
+    from fusionocc_core.viz.summary import Summary
+
+DEFAULT_PRESET = "fusionocc-tiny"
+
+SETTINGS = "predict.json"
+"""In the output folder: what its results were made with, so that a later run continues the same or refuses."""
+
+SEED = 0
+"""Of fresh weights: two runs, or a run and its continuation, have the same."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="occupancy for every keyframe of a data set, as .npz and pictures",
+        description="Predict the occupancy of every keyframe of a data set in nuScenes format. Writes "
+        "OUT/<scene>/<stamp in nanoseconds>.npz (labels, confidence, origin, voxel_size) and .png. "
+        "An interrupted run goes on where it was.",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the data set: the folder with samples/ and v1.0-*/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--preset", help=f"network, see `fusionocc presets` (default: {DEFAULT_PRESET})")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="its weights: an official file or one of ours; none: fresh ones"
+    )
+    parser.add_argument("--version", help="folder of tables, such as v1.0-mini; not needed where there is only one")
+    parser.add_argument("--scene", action="append", metavar="NAME", help="only this scene; may be given several times")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--no-pictures", action="store_true", help="write the .npz only")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict and print a table."""
+    import torch
+    from rich.console import Console
+
+    from fusionocc_core.data.nuscenes import NuScenesFrames
+    from fusionocc_core.predictor import Predictor
+    from fusionocc_core.structures import UNTRAINED
+
+    frames = NuScenesFrames(args.data, version=args.version, scenes=args.scene)
+    claim_folder(args.out, _settings(args, frames), overwrite=args.overwrite)
+    torch.manual_seed(SEED)
+    model = make_model(args.preset, args.checkpoint)
+    inputs = model.config.inputs
+    frames = NuScenesFrames(
+        args.data,
+        version=args.version,
+        scenes=args.scene,
+        camera_history=inputs.camera_history,
+        lidar_history=inputs.lidar_history,
+    )
+    predictor = Predictor(model, device=args.device, confidence=True)
+    console = Console()
+    if model.card.trained_on == UNTRAINED:
+        console.print(f"{UNTRAINED}: without --checkpoint the labels mean nothing yet", style="bold red")
+    summary = predict_frames(
+        frames,
+        predictor,
+        args.out,
+        blank=blank_occupancy(model),
+        pictures=not args.no_pictures,
+        overwrite=args.overwrite,
+    )
+    console.print(summary.render(f"{args.data} -> {args.out}"))
+    return 0
+
+
+def make_model(preset: str | None, checkpoint: Path | None) -> FusionOcc:
+    """The network of a preset, of a file of ours, or of a preset with the weights of a file."""
+    from fusionocc_core.presets import load_model
+
+    if preset is None and checkpoint is not None:
+        return load_model(checkpoint)
+    return load_model(preset or DEFAULT_PRESET, checkpoint=checkpoint)
+
+
+def blank_occupancy(model: FusionOcc) -> Occupancy:
+    """An empty answer of a network: its grid, label set and origin, for volumes that are read back from disk."""
+    import numpy as np
+
+    from fusionocc_core.structures import Occupancy
+
+    grid, label_set = model.config.grid, model.config.label_set
+    return Occupancy(
+        labels=np.full(grid.shape, label_set.free, np.uint8),
+        grid=grid,
+        label_set=label_set,
+        stamp_ns=0,
+        model=model.card.preset,
+        trained_on=model.card.trained_on,
+    )
+
+
+def predict_frames(
+    frames: NuScenesFrames,
+    predictor: Callable[[SensorFrame], Occupancy],
+    out: Path,
+    *,
+    blank: Occupancy,
+    pictures: bool = True,
+    overwrite: bool = False,
+) -> Summary:
+    """Predict every frame that has no result in ``out`` yet, with a progress bar, and count all of them.
+
+    Args:
+        frames: The keyframes.
+        predictor: SensorFrame -> Occupancy with confidence.
+        out: Where results go, see viz.export.
+        blank: See ``blank_occupancy``.
+        pictures: Write an overview of each frame.
+        overwrite: Predict frames that have results as well.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from fusionocc_core.viz.export import result_paths, write_result
+    from fusionocc_core.viz.summary import Summary
+
+    summary = Summary(frames_in=len(frames))
+    progress = track(range(len(frames)), description="predicting", console=Console(stderr=True), transient=True)
+    for index in progress:
+        paths = result_paths(out, frames.keyframe(index).scene, frames.stamp_ns(index))
+        if not overwrite and paths.complete(pictures=pictures):
+            summary.add(_read_back(paths, blank))
+            continue
+        frame = frames[index]
+        occupancy = predictor(frame)
+        write_result(out, frame, occupancy, pictures=pictures)
+        summary.add(occupancy, None if occupancy.timings is None else occupancy.timings.total_s)
+    return summary
+
+
+def _read_back(paths: ResultPaths, blank: Occupancy) -> Occupancy:
+    import numpy as np
+
+    with np.load(paths.volume) as volume:
+        return replace(blank, labels=volume["labels"])
+
+
+def _settings(args: argparse.Namespace, frames: NuScenesFrames) -> dict[str, Any]:
+    """What decides the results, in words that fit into a file."""
+    settings = {
+        "data": str(frames.root.resolve()),
+        "version": frames.version,
+        "preset": args.preset or (None if args.checkpoint else DEFAULT_PRESET),
+        "checkpoint": None,
+    }
+    if args.checkpoint is not None:
+        status = args.checkpoint.stat()
+        settings["checkpoint"] = [str(args.checkpoint.resolve()), status.st_size, status.st_mtime_ns]
+    return settings
+
+
+def claim_folder(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
+    """Note in the output folder what its results are made with.
+
+    Raises:
+        ValueError: it holds results that were made with something else.
+    """
+    note = out / SETTINGS
+    if note.is_file() and not overwrite:
+        earlier = json.loads(note.read_text())
+        changed = [
+            f"{key} was {earlier.get(key)}, is {new}" for key, new in settings.items() if earlier.get(key) != new
+        ]
+        if changed:
+            raise ValueError(
+                f"{out} holds results of another run ({'; '.join(changed)}); choose another --out, or --overwrite"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(settings, indent=2) + "\n")

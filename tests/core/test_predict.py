@@ -1,0 +1,178 @@
+"""`fusionocc predict`: every keyframe once, the promised files, resuming, refusing to mix."""
+
+import argparse
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from nuscenes_tree import write_tree
+from PIL import Image
+from rich.console import Console
+
+from fusionocc_core.commands import predict
+from fusionocc_core.data.nuscenes import NuScenesFrames
+from fusionocc_core.grids import OCC3D_LABELS, VoxelGrid
+from fusionocc_core.structures import UNTRAINED, Occupancy, Timings
+from fusionocc_core.viz.export import result_paths, write_result, write_volume
+from fusionocc_core.viz.summary import Summary
+
+GRID = VoxelGrid(frame="ego", lower=(-8.0, -4.0, -1.0), upper=(8.0, 4.0, 3.0), voxel_size=(0.5, 0.5, 0.5))
+CAR = OCC3D_LABELS.names.index("car")
+BLANK = Occupancy(
+    labels=np.full(GRID.shape, OCC3D_LABELS.free, np.uint8),
+    grid=GRID,
+    label_set=OCC3D_LABELS,
+    stamp_ns=0,
+    model="stub",
+    trained_on=UNTRAINED,
+)
+
+
+class Stub:
+    """Answers with as many cars as frames were seen before."""
+
+    def __init__(self, fail_at=None):
+        self.seen, self.fail_at = [], fail_at
+
+    def __call__(self, frame):
+        if len(self.seen) == self.fail_at:
+            raise ValueError("network refused")
+        labels = BLANK.labels.copy()
+        labels.flat[: len(self.seen) + 1] = CAR
+        self.seen.append(frame.stamp_ns)
+        timings = Timings(prepare_s=0.1, network_s=0.2 * len(self.seen), decode_s=0.0)
+        confidence = np.full(GRID.shape, 200, np.uint8)
+        return replace(BLANK, labels=labels, confidence=confidence, stamp_ns=frame.stamp_ns, timings=timings)
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    tree = write_tree(tmp_path_factory.mktemp("d"), cameras={"CAM_FRONT": 0.0, "CAM_BACK": 180.0})
+    return NuScenesFrames(tree.root)
+
+
+def printed(renderable):
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+class TestFrames:
+    def test_every_keyframe_gets_its_volume_and_its_picture(self, frames, tmp_path):
+        stub = Stub()
+        summary = predict.predict_frames(frames, stub, tmp_path, blank=BLANK)
+        assert stub.seen == [frames[i].stamp_ns for i in range(5)]
+        assert (summary.frames_in, summary.frames_out) == (5, 5)
+        for n in range(5):
+            paths = result_paths(tmp_path, frames.keyframe(n).scene, frames.stamp_ns(n))
+            assert paths.volume == tmp_path / frames.keyframe(n).scene / f"{stub.seen[n]}.npz"
+            with np.load(paths.volume) as volume:
+                assert set(volume.files) == {"labels", "confidence", "origin", "voxel_size"}
+                assert (volume["labels"] == CAR).sum() == n + 1
+                assert volume["labels"].shape == volume["confidence"].shape == GRID.shape
+                assert volume["labels"].dtype == volume["confidence"].dtype == np.uint8
+                np.testing.assert_array_equal(volume["origin"], GRID.lower)
+                np.testing.assert_array_equal(volume["voxel_size"], GRID.voxel_size)
+            assert Image.open(paths.picture).size[0] == 1920
+        assert not list(tmp_path.rglob(".*"))
+
+    def test_goes_on_where_it_was(self, frames, tmp_path):
+        with pytest.raises(ValueError, match="network refused"):
+            predict.predict_frames(frames, Stub(fail_at=2), tmp_path, blank=BLANK, pictures=False)
+        second = Stub()
+        summary = predict.predict_frames(frames, second, tmp_path, blank=BLANK, pictures=False)
+        assert second.seen == [frames.stamp_ns(i) for i in (2, 3, 4)]
+        assert summary.frames_out == 5
+        assert len(summary.latencies_s) == 3
+        assert summary.counts[CAR] == (1 + 2) + (1 + 2 + 3)
+
+    def test_pictures_are_caught_up_and_overwrite_begins_anew(self, frames, tmp_path):
+        two = frames[:2]
+        predict.predict_frames(two, Stub(), tmp_path, blank=BLANK, pictures=False)
+        assert not list(tmp_path.rglob("*.png"))
+        predict.predict_frames(two, Stub(), tmp_path, blank=BLANK)
+        assert len(list(tmp_path.rglob("*.png"))) == 2
+        again = Stub()
+        predict.predict_frames(two, again, tmp_path, blank=BLANK, overwrite=True, pictures=False)
+        assert len(again.seen) == 2
+
+    def test_volumes_without_confidence_or_of_another_time_are_refused(self, frames, tmp_path):
+        with pytest.raises(ValueError, match="no confidence"):
+            write_volume(tmp_path / "a.npz", BLANK)
+        with pytest.raises(ValueError, match="stamp_ns=0 belongs to another frame"):
+            write_result(tmp_path, frames[0], BLANK)
+        assert not list(tmp_path.iterdir())
+
+
+class TestFolder:
+    def test_results_of_another_run_are_not_mixed_in(self, tmp_path):
+        out = tmp_path / "out"
+        predict.claim_folder(out, {"preset": "a", "data": "x"}, overwrite=False)
+        predict.claim_folder(out, {"preset": "a", "data": "x"}, overwrite=False)
+        with pytest.raises(ValueError, match=r"preset was a, is b.*--overwrite"):
+            predict.claim_folder(out, {"preset": "b", "data": "x"}, overwrite=False)
+        predict.claim_folder(out, {"preset": "b", "data": "x"}, overwrite=True)
+        assert json.loads((out / predict.SETTINGS).read_text())["preset"] == "b"
+
+
+class TestSummary:
+    def test_percentiles_and_counts(self):
+        summary = Summary(frames_in=4)
+        for n, seconds in enumerate((0.1, 0.2, 0.3, 1.0)):
+            labels = BLANK.labels.copy()
+            labels.flat[: 100 * (n + 1)] = CAR
+            summary.add(replace(BLANK, labels=labels), seconds)
+        assert summary.latency(50) == pytest.approx(0.25)
+        assert summary.latency(95) == pytest.approx(0.895)
+        text = printed(summary.render("a run"))
+        lines = {line.split("│")[1].strip(" █"): line for line in text.splitlines() if "│" in line}
+        assert "1,000" in lines["car"]
+        assert "250" in lines["car"]
+        assert "250 ms" in lines["latency p50"]
+        assert "895 ms" in lines["latency p95"]
+        assert UNTRAINED in lines["weights"]
+
+    def test_nothing_yet(self):
+        assert "frames out" in printed(Summary(frames_in=3).render("a run"))
+        with pytest.raises(ValueError, match="no frame with a latency"):
+            Summary().latency(50)
+
+    def test_label_sets_are_not_added_up(self):
+        summary = Summary()
+        summary.add(BLANK)
+        with pytest.raises(ValueError, match="label set 'other'"):
+            summary.add(replace(BLANK, label_set=replace(OCC3D_LABELS, name="other")))
+
+
+def parse(*arguments):
+    parser = argparse.ArgumentParser()
+    predict.add_parser(parser.add_subparsers())
+    return parser.parse_args(["predict", *map(str, arguments)])
+
+
+@pytest.mark.slow
+def test_the_tiny_network_over_a_data_set(frames, tmp_path, capsys):
+    args = parse("--data", frames.root, "--out", tmp_path / "out", "--scene", "scene-0103", "--device", "cpu")
+    assert args.run(args) == 0
+    output = capsys.readouterr().out
+    assert UNTRAINED in output
+    (volume,) = (tmp_path / "out" / "scene-0103").glob("*.npz")
+    with np.load(volume) as stored:
+        assert stored["labels"].shape == (200, 200, 16)
+        first = stored["labels"]
+    assert volume.with_suffix(".png").is_file()
+    again = parse("--data", frames.root, "--out", tmp_path / "two", "--scene", "scene-0103", "--no-pictures")
+    assert again.run(again) == 0
+    with np.load(tmp_path / "two" / "scene-0103" / volume.name) as stored:
+        np.testing.assert_array_equal(stored["labels"], first)  # fresh weights are the same every time
+    other = parse("--data", frames.root, "--out", tmp_path / "two", "--preset", "fusionocc-base")
+    with pytest.raises(ValueError, match="preset was fusionocc-tiny, is fusionocc-base"):
+        other.run(other)
+
+
+def test_a_checkpoint_that_is_not_there(frames, tmp_path):
+    args = parse("--data", frames.root, "--out", tmp_path, "--checkpoint", tmp_path / "none.pth")
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        args.run(args)
