@@ -146,6 +146,7 @@ class OccNode(LifecycleNode):
         return self._take_down()
 
     def _configure(self, parameters: NodeParameters) -> None:
+        parameters.check_installed()
         rig = load_rig(parameters.rig_file) if parameters.rig_file else None
         if self._on_set is None:
             self._engine = self._engine_factory(parameters)
@@ -256,7 +257,7 @@ def main(args: list[str] | None = None) -> int:
     ended = True
     try:
         node = OccNode()
-        logging.getLogger("fusionocc_ros").addHandler(_RosHandler(node))
+        logging.getLogger("fusionocc_ros").addHandler(RosHandler(node))
         if profile is not None:
             node.get_logger().debug(f"Fast DDS profile: {profile}")
         if node.autostart and not node.start():
@@ -281,7 +282,7 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
-class _RosHandler(logging.Handler):
+class RosHandler(logging.Handler):
     """Hands what the package's plain modules log to the node's logger."""
 
     def __init__(self, node: OccNode) -> None:
@@ -289,6 +290,7 @@ class _RosHandler(logging.Handler):
         self._node = node
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Log one record."""
         logger, text = self._node.get_logger(), record.getMessage()
         if record.levelno >= logging.ERROR:
             logger.error(text)

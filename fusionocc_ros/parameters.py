@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from fusionocc_ros.lenses import DISTORTION_POLICIES
@@ -217,6 +218,20 @@ class NodeParameters:
             raise ValueError(
                 "base_frame, and fixed_frame with ego_motion: tf, must be names of frames, got an empty one"
             )
+
+    def check_installed(self) -> None:
+        """Refuse choices that need packages of a ROS installation which are not there.
+
+        Raises:
+            ValueError: names the parameter, the package and what to choose instead.
+        """
+        needs = {"image_decoder": (self.image_decoder, CV_BRIDGE), "lidar.reader": (self.lidar_reader, SENSOR_MSGS_PY)}
+        for name, (value, package) in needs.items():
+            if value == package and find_spec(package) is None:
+                raise ValueError(
+                    f"{name}: {package} is not installed: it comes with a ROS installation (apt install "
+                    f"ros-$ROS_DISTRO-{package.replace('_', '-')}) and is not on PyPI; use {BUILTIN}"
+                )
 
     def sync_config(self) -> SyncConfig:
         """The synchroniser's settings."""
