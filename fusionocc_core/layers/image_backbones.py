@@ -116,9 +116,9 @@ class ShiftWindowAttention(nn.Module):
     """Multi-head attention within windows, of the map as it stands or rolled by half a window.
 
     The attention itself is timm's. timm's own block is not used: it rolls the map and pads it afterwards, whereas the
-    official network pads first and rolls the padded map, so that the padding lands in other windows and the results
-    differ wherever the map is not a whole number of windows (at 512 x 1408, in every stage). As there, the padding
-    tokens take part as keys and values, and the roll is kept on maps smaller than a window.
+    official network pads first and rolls the padded map, so that the padding lands among other tokens and the results
+    differ (at 512 x 1408, in every stage). As there, the padding tokens take part as keys and values, and the roll is
+    kept on maps smaller than a window.
     """
 
     def __init__(self, channels: int, heads: int, window: int, *, shifted: bool) -> None:

@@ -1,11 +1,17 @@
-"""Configs, weights and batches that the FusionOcc tests share."""
+"""Configs, weights and batches that the FusionOcc tests share.
+
+``python tests/core/fusionocc_cases.py`` writes tests/goldens/fusionocc_*.safetensors anew: only after
+test_fusionocc_reference.py has passed, and only where a change of the results is meant.
+"""
 
 import math
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from fusionocc_core.grids import OCC3D_LABELS, DepthBins, VoxelGrid
 from fusionocc_core.layers.cross_modal import DepthSegConfig
@@ -115,11 +121,21 @@ def reference_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def with_reference_weights(model: FusionOcc) -> FusionOcc:
-    """Fill a Swin network with the reference run's rule; strong, deterministic signals at every stage."""
+    """Fill a Swin network with the reference run's rule; strong, deterministic signals at every stage.
+
+    Two exceptions, so that every input counts: the norm of the camera vectors gets the statistics of random_batch's
+    intrinsics, as training would give it (with the rule's own, all gates behind it are fully open or shut), and the
+    lifted volumes are scaled to the size of the LiDAR's.
+    """
     weights = {
         name: tensor if not tensor.is_floating_point() else reference_weight(name, tuple(tensor.shape))
         for name, tensor in official_state_dict(model).items()
     }
+    norm = "img_view_transformer.depth_seg_net.bn.running_"
+    weights[f"{norm}mean"][:4] = torch.tensor([1266.0, 1266.0, 816.0, 491.0])
+    weights[f"{norm}var"][:4] = 100.0**2
+    for norm in ("conv2", "downsample"):
+        weights[f"pre_process_net.layers.0.0.{norm}.bn.weight"] *= 30.0
     model.load_state_dict(from_official(weights), strict=True)
     return model.eval()
 
@@ -167,3 +183,29 @@ def random_batch(
         points=tuple(clouds),
         depth_BNHW=torch.from_numpy(depth.astype(np.float32)),
     )
+
+
+def golden_model(habits: str) -> FusionOcc:
+    """The little network whose results are kept in tests/goldens: with "official" habits or the "correct" behaviour."""
+    config = little_config()
+    return with_reference_weights(FusionOcc(official_habits(config) if habits == "official" else config))
+
+
+def golden_results(model: FusionOcc) -> dict[str, torch.Tensor]:
+    """What is kept of one forward pass over two samples of three cameras, one of them mirrored."""
+    batch = random_batch(model.config, samples=2, cameras=3, seed=7)
+    batch.bev_aug_B44[1, 1, 1] = -1.0
+    fused = []
+    hook = model.img_bev_encoder_backbone.register_forward_hook(lambda module, inputs, output: fused.append(inputs[0]))
+    with torch.no_grad():
+        outputs = model(batch)
+    hook.remove()
+    results = {"fused_BCZYX": fused[0], "logits_BKXYZ": outputs.logits_BKXYZ}
+    results |= {"depth_logits_BNDhw": outputs.depth_logits_BNDhw, "seg_logits_BNKhw": outputs.seg_logits_BNKhw}
+    return {name: tensor.contiguous() for name, tensor in results.items()}
+
+
+if __name__ == "__main__":
+    folder = Path(__file__).resolve().parents[1] / "goldens"
+    for habits in ("official", "correct"):
+        save_file(golden_results(golden_model(habits)), folder / f"fusionocc_{habits}.safetensors")

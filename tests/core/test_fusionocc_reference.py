@@ -86,9 +86,14 @@ def run_a(fresh, batches):
     return outputs, taken, given
 
 
-def assert_close(ours, reference):
+GRADIENTS_CLOSE = 1e-2
+"""A ReLU whose input is within rounding of zero lets a gradient through or not: measured 4e-6 with two threads, 3e-3
+with one, which sums in another order."""
+
+
+def assert_close(ours, reference, tolerance=CLOSE):
     assert ours.shape == reference.shape
-    assert (ours - reference).abs().max() <= CLOSE * reference.abs().max()
+    assert (ours - reference).abs().max() <= tolerance * reference.abs().max()
 
 
 def public(logits_BXYZK):
@@ -253,7 +258,7 @@ def test_running_statistics_after_one_step_in_training(fresh, batches, golden):
         assert_close(state[name.removeprefix("D.")], golden[name])
 
 
-def test_gradients(fresh, batches, golden):
+def test_losses_and_gradients(fresh, batches, golden):
     """Of the three official losses without camera mask, with batch norms in evaluation."""
     model = fresh()
     outputs = model(batches[1])
@@ -266,13 +271,15 @@ def test_gradients(fresh, batches, golden):
     depth_loss = F.binary_cross_entropy(depth[seen], target, reduction="sum") / seen.sum()
     labels = golden["in.segs"][..., ::16, ::16].flatten(0, 1).long()
     seg_loss = F.cross_entropy(outputs.seg_logits_BNKhw.flatten(0, 1), labels, ignore_index=17)
-    (occupancy + 0.1 * depth_loss + 0.1 * seg_loss).backward()
+    values = torch.stack([occupancy, 0.1 * depth_loss, 0.1 * seg_loss])
+    assert_close(values.detach(), torch.tensor([6.22246, 1.64801, 1.01591]))
+    values.sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     official = _as_official(gradients, model)
     names = [name for name in golden if name.startswith("grad.")]
     assert len(names) == 6
     for name in names:
-        assert_close(official[name.removeprefix("grad.")], golden[name])
+        assert_close(official[name.removeprefix("grad.")], golden[name], GRADIENTS_CLOSE)
 
 
 def _as_official(gradients, model):
