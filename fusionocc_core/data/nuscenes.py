@@ -232,8 +232,7 @@ def read_camera(record: SensorRecord, *, reduce: int = 1) -> CameraImage:
     what = f"{record.channel} picture (sample_data {record.token})"
     image = read_image(record.path, reduce=reduce, what=what)
     height, width = image.shape[:2]
-    expected = (-(-record.width // reduce), -(-record.height // reduce))
-    if record.width and (width, height) != expected:
+    if record.width and not (_is_reduced(width, record.width, reduce) and _is_reduced(height, record.height, reduce)):
         raise ValueError(
             f"{what}: {record.path} is {width}x{height} pixels, the tables say {record.width}x{record.height}"
             + (f" (read at 1/{reduce})" if reduce > 1 else "")
@@ -248,6 +247,11 @@ def read_camera(record: SensorRecord, *, reduce: int = 1) -> CameraImage:
         ego2global=record.ego2global,
         stamp_ns=record.stamp_ns,
     )
+
+
+def _is_reduced(length: int, whole: int, reduce: int) -> bool:
+    """Whether a decoder may give ``length`` pixels at 1/reduce of ``whole``: JPEG's rounds up, PNG's down."""
+    return whole // reduce <= length <= -(-whole // reduce)
 
 
 def read_sweep(record: SensorRecord) -> LidarSweep:

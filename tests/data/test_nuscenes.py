@@ -319,6 +319,17 @@ def test_a_truncated_png_is_named(tmp_path: Path) -> None:
         read_image(tmp_path / "cut.png")
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_reduced_pictures_of_odd_size_are_no_error(fresh_tree, suffix: str) -> None:
+    tree = fresh_tree(scenes={"a": 1}, image_size=(83, 45))
+    path = tree.file("CAM_FRONT")
+    whole = cv2.imread(str(path))
+    path.write_bytes(cv2.imencode(suffix, whole)[1].tobytes())
+    for reduce in (2, 4):
+        front = NuScenesFrames(tree.root, cameras=["CAM_FRONT"], reduce=reduce)[0].cameras[0]
+        assert abs(front.image.shape[1] - 83 / reduce) < 1
+
+
 def test_pictures_of_another_size_than_the_tables_say(fresh_tree) -> None:
     tree = fresh_tree(scenes={"a": 1})
     cv2.imwrite(str(tree.file("CAM_FRONT")), np.zeros((45, 80, 3), np.uint8))
