@@ -135,6 +135,13 @@ class NuScenesFrames(Sequence[SensorFrame]):
             raise ValueError(f"scene={scene!r}: not here; there are {shorten(list(self.scenes))}")
         return range(found[0], found[-1] + 1)
 
+    def with_history(self, *, cameras: int, lidar: int) -> NuScenesFrames:
+        """The same keyframes with another number of earlier ones; the tables are not read again."""
+        _check_arguments(cameras, lidar, self.reduce, self.threads)
+        other = copy.copy(self)
+        other.camera_history, other.lidar_history = cameras, lidar
+        return other
+
     def keyframe(self, index: int) -> Keyframe:
         """Stamps, poses, calibration and paths of a keyframe, without reading pictures or clouds."""
         return self._keyframes[self._selection[index]]

@@ -70,6 +70,15 @@ def test_scenes_are_found_by_name_and_slices_keep_their_history(tree: Tree) -> N
         frames[5]
 
 
+def test_the_length_of_history_can_be_changed_without_reading_the_tables_again(tree: Tree) -> None:
+    frames = NuScenesFrames(tree.root)
+    longer = frames.with_history(cameras=1, lidar=2)
+    assert (len(longer[3].camera_history), len(longer[3].lidar_history)) == (1, 2)
+    assert (len(frames[3].camera_history), len(frames[3].lidar_history)) == (0, 0)
+    with pytest.raises(ValueError, match="lidar_history=-1"):
+        frames.with_history(cameras=0, lidar=-1)
+
+
 def test_scene_of_length_one(tree: Tree) -> None:
     frames = NuScenesFrames(tree.root, scenes=["scene-0103"], camera_history=1, lidar_history=7)
     assert (len(frames), frames.scenes) == (1, ("scene-0103",))
