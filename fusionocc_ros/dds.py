@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-PROFILE_VARIABLE = "FASTDDS_DEFAULT_PROFILES_FILE"
-_SET_BY_USER = (PROFILE_VARIABLE, "FASTRTPS_DEFAULT_PROFILES_FILE")
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+"""Fast DDS 2 (up to ROS 2 Jazzy) reads the first, Fast DDS 3 the second (and the first, with a warning)."""
 PROFILE = "fastdds_shm.xml"
 
 
@@ -40,8 +40,8 @@ def use_shipped_profile() -> Path | None:
     Returns:
         The profile, or None where the user's own is left in place.
     """
-    if any(os.environ.get(name) for name in _SET_BY_USER):
+    if any(os.environ.get(name) for name in PROFILE_VARIABLES):
         return None
     profile = share_folder() / "config" / PROFILE
-    os.environ[PROFILE_VARIABLE] = str(profile)
+    os.environ.update(dict.fromkeys(PROFILE_VARIABLES, str(profile)))
     return profile
