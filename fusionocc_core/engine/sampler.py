@@ -1,0 +1,131 @@
+"""Which sample is used when, by which process: no duplicates, no padding, and a position that fits in one number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+
+class SampleKey(NamedTuple):
+    """One use of one sample; all random draws for it follow from these two numbers and the run's seed."""
+
+    epoch: int
+    sample: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """How many samples make one optimizer step. Accumulation follows from these and the number of processes."""
+
+    total: int = 8
+    """Samples an optimizer step, over all processes: the same on one GPU and on eight."""
+    per_process: int = 1
+    """Samples that a process puts through the network at once."""
+
+    def __post_init__(self) -> None:
+        """Refuse empty batches."""
+        if self.total < 1 or self.per_process < 1:
+            raise ValueError(f"BatchConfig: total={self.total} and per_process={self.per_process} must be at least 1")
+
+    def accumulate(self, processes: int) -> int:
+        """Forward passes of a process for one optimizer step.
+
+        Raises:
+            ValueError: the total does not divide up.
+        """
+        at_once = self.per_process * processes
+        if self.total % at_once:
+            fitting = [n for n in range(1, self.total + 1) if self.total % (self.per_process * n) == 0]
+            raise ValueError(
+                f"BatchConfig: {self.total} samples a step do not divide into {processes} processes times "
+                f"per_process={self.per_process}. Start "
+                + (f"{' or '.join(map(str, fitting))} processes" if fitting else "with per_process=1")
+                + f", or set the total to {(self.total // at_once + 1) * at_once} and say so with your results"
+            )
+        return self.total // at_once
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleStream:
+    """An endless-looking line of samples: each epoch holds every sample once, in an order of its own.
+
+    Optimizer steps cut the line into pieces of ``batch.total``; a piece may reach over the end of an epoch. So every
+    step has the full size, all processes have the same work, nothing is repeated to fill up, and the position is one
+    number. What is left at the end of the last epoch and does not fill a step (fewer than ``batch.total``) is not used.
+    """
+
+    length: int
+    """Samples in the data set."""
+    epochs: int
+    batch: BatchConfig
+    seed: int
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse runs without a single step."""
+        if self.length < 1:
+            raise ValueError("the data set is empty: no keyframe of the chosen scenes has labels")
+        if self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs}: expected at least 1")
+        self.batch.accumulate(self.processes)
+        if self.steps < 1:
+            raise ValueError(
+                f"{self.length} samples in {self.epochs} epochs do not fill one step of {self.batch.total}: more "
+                "epochs, or a smaller total"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.length * self.epochs // self.batch.total
+
+    def order(self, epoch: int) -> list[int]:
+        """The order of the samples in an epoch."""
+        generator = torch.Generator().manual_seed(draw_seed(self.seed, epoch, 0))
+        return torch.randperm(self.length, generator=generator).tolist()
+
+    def step_keys(self, first_step: int = 0) -> Iterator[list[SampleKey]]:
+        """The samples of each step from ``first_step`` on, of all processes together."""
+        position = first_step * self.batch.total
+        epoch = position // self.length
+        order = self.order(epoch)
+        for _ in range(first_step, self.steps):
+            keys = []
+            for place in range(position, position + self.batch.total):
+                if place // self.length != epoch:
+                    epoch = place // self.length
+                    order = self.order(epoch)
+                keys.append(SampleKey(epoch, order[place % self.length]))
+            position += self.batch.total
+            yield keys
+
+    def batches(self, first_step: int = 0) -> Iterator[list[SampleKey]]:
+        """What this process puts through the network at once, one after the other."""
+        size, at_once = self.batch.per_process, self.batch.per_process * self.processes
+        for keys in self.step_keys(first_step):
+            for start in range(self.rank * size, self.batch.total, at_once):
+                yield keys[start : start + size]
+
+
+def draw_seed(seed: int, epoch: int, sample: int) -> int:
+    """One number from three, for a generator: the same on every machine, unrelated for neighbours."""
+    mixed = seed & _MASK
+    for value in (epoch, sample):
+        # splitmix64 (Steele, Lea, Flood 2014).
+        mixed = (mixed + value * 0xD1B54A32D192ED03 + 0x9E3779B97F4A7C15) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        mixed ^= mixed >> 31
+    return mixed >> 1  # torch takes signed 64-bit seeds
+
+
+def shard(length: int, rank: int, processes: int) -> range:
+    """The indices of one process in an evaluation: every index once over all, sizes differing by at most one."""
+    return range(rank, length, processes)
+
+
+_MASK = (1 << 64) - 1
