@@ -103,7 +103,7 @@ def test_it_learns(tmp_path):
     assert sum(losses[-20:]) < 0.2 * sum(losses[:20])
     with trainer.ema.applied_to(trainer.model):
         trainer.model.eval()
-        assert evaluate_toy(trainer.model)["quality"] > -4  # the truth's variance is 8
+        assert evaluate_toy(trainer.model)["quality"] > -6  # the variance of the truth is 8
 
 
 def test_evaluation_changes_nothing_and_sees_the_averages(tmp_path):
