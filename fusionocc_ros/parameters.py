@@ -177,7 +177,7 @@ class NodeParameters:
         name="qos.reliability",
         choices=(BEST_EFFORT, RELIABLE),
     )
-    qos_depth: int = _parameter(10, "Messages kept for each sensor subscription.", name="qos.depth", low=1, high=1000)
+    qos_depth: int = _parameter(20, "Messages kept for each sensor subscription.", name="qos.depth", low=1, high=1000)
 
     encoding: str = _parameter(
         DENSE,

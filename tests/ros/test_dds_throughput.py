@@ -17,6 +17,9 @@ SCRIPT = Path(__file__).with_name("dds_traffic.py")
 ROOT = Path(__file__).resolve().parents[2]
 S = 1_000_000_000
 SECONDS = 10
+BUSY_S = 0.1
+"""A sender that is later than this had to wait for a processor: the machine is too busy to tell anything."""
+ATTEMPTS = 3
 
 
 def environment() -> dict[str, str]:
@@ -53,7 +56,10 @@ def exchange(transport: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @pytest.mark.parametrize("transport", ["raw", "compressed"])
 def test_every_message_arrives_and_every_sweep_gives_a_complete_set(transport: str) -> None:
-    sent, received = exchange(transport)
+    for _ in range(ATTEMPTS):
+        sent, received = exchange(transport)
+        if sent["latest_s"] < BUSY_S:
+            break
     counts = dict(sent["sent"])
     assert received["sweeps"] == counts.pop("LIDAR") == 20 * SECONDS
     assert received["pictures"] == counts == dict.fromkeys(counts, 12 * SECONDS)
