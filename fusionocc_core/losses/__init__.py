@@ -1,0 +1,45 @@
+"""Losses as pure functions on tensors, and the weighted sums that recipes train with."""
+
+from fusionocc_core.losses.affinity import geometric_affinity, semantic_affinity
+from fusionocc_core.losses.combine import (
+    LossConfig,
+    Losses,
+    LossTerm,
+    Targets,
+    collate_targets,
+    compute_losses,
+    flashocc_losses,
+    fusionocc_losses,
+    panoptic_flashocc_losses,
+)
+from fusionocc_core.losses.image import depth_loss, segmentation_loss
+from fusionocc_core.losses.lovasz import lovasz_softmax
+from fusionocc_core.losses.voxels import (
+    OCC3D_VOXEL_COUNTS,
+    balancing_weights,
+    distance_weights,
+    voxel_cross_entropy,
+    voxel_focal,
+)
+
+__all__ = [
+    "OCC3D_VOXEL_COUNTS",
+    "LossConfig",
+    "LossTerm",
+    "Losses",
+    "Targets",
+    "balancing_weights",
+    "collate_targets",
+    "compute_losses",
+    "depth_loss",
+    "distance_weights",
+    "flashocc_losses",
+    "fusionocc_losses",
+    "geometric_affinity",
+    "lovasz_softmax",
+    "panoptic_flashocc_losses",
+    "segmentation_loss",
+    "semantic_affinity",
+    "voxel_cross_entropy",
+    "voxel_focal",
+]
