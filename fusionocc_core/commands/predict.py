@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         pictures=not args.no_pictures,
         overwrite=args.overwrite,
     )
-    console.print(summary.render(f"{args.data} -> {args.out}"))
+    console.print(summary.render())
+    console.print(f"voxels and pictures: {args.out.resolve()}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -137,8 +138,9 @@ def predict_frames(
     from fusionocc_core.viz.summary import Summary
 
     summary = Summary(frames_in=len(frames))
-    progress = track(range(len(frames)), description="predicting", console=Console(stderr=True), transient=True)
-    for index in progress:
+    console = Console(stderr=True)
+    indices = range(len(frames))
+    for index in track(indices, "predicting", console=console, transient=True, disable=not console.is_terminal):
         paths = result_paths(out, frames.keyframe(index).scene, frames.stamp_ns(index))
         if not overwrite and paths.complete(pictures=pictures):
             summary.add(_read_back(paths, blank))

@@ -182,5 +182,9 @@ class _Canvas:
         light_Q = (light_QC[:, 0] * (1 - a) + light_QC[:, 1] * a) * (1 - b)
         light_Q += (light_QC[:, 2] * (1 - a) + light_QC[:, 3] * a) * b
         border = np.minimum(np.minimum(a, 1 - a), np.minimum(b, 1 - b))
-        light_Q *= 1 - faces.outline_F[face_Q] * np.clip(1.5 - border / OUTLINE_WIDTH, 0, 1)
+        line_Q = np.clip(1.5 - border / OUTLINE_WIDTH, 0, 1)
+        # Lines much thinner than a pixel would shimmer: small faces get the same darkness spread evenly.
+        edge_pixels_Q = faces.extent_F3[face_Q].max(axis=1) * np.float32(self.focal) / depth_Q
+        near_Q = np.clip((edge_pixels_Q - 6) / 10, 0, 1)
+        light_Q *= 1 - faces.outline_F[face_Q] * (near_Q * line_Q + (1 - near_Q) * 4 * OUTLINE_WIDTH)
         return depth_Q, faces.color_F3[face_Q] * light_Q[:, None]

@@ -55,9 +55,9 @@ class Summary:
             raise ValueError("Summary.latency: no frame with a latency was added")
         return float(np.percentile(self.latencies_s, percentile))
 
-    def render(self, title: str, latency_name: str = "latency") -> Group:
+    def render(self, latency_name: str = "latency") -> Group:
         """Two tables for a rich console: the run, and the classes that occur with their voxels a frame."""
-        run = Table(title=title, title_justify="left", show_header=False)
+        run = Table(show_header=False)
         run.add_column()
         run.add_column(justify="right")
         run.add_row("model", Text(self.model or "-"))
@@ -71,10 +71,10 @@ class Summary:
         return Group(run, self._classes())
 
     def _classes(self) -> Table:
-        table = Table(title="voxels a class", title_justify="left")
+        table = Table()
         table.add_column("class")
-        table.add_column("all frames", justify="right")
-        table.add_column("mean a frame", justify="right")
+        table.add_column("voxels", justify="right")
+        table.add_column("a frame", justify="right")
         if self.label_set is None or self.counts is None:
             return table
         for i in np.argsort(-self.counts, kind="stable").tolist():

@@ -126,7 +126,7 @@ class TestSummary:
             summary.add(replace(BLANK, labels=labels), seconds)
         assert summary.latency(50) == pytest.approx(0.25)
         assert summary.latency(95) == pytest.approx(0.895)
-        text = printed(summary.render("a run"))
+        text = printed(summary.render())
         lines = {line.split("│")[1].strip(" █"): line for line in text.splitlines() if "│" in line}
         assert "1,000" in lines["car"]
         assert "250" in lines["car"]
@@ -135,7 +135,7 @@ class TestSummary:
         assert UNTRAINED in lines["weights"]
 
     def test_nothing_yet(self):
-        assert "frames out" in printed(Summary(frames_in=3).render("a run"))
+        assert "frames out" in printed(Summary(frames_in=3).render())
         with pytest.raises(ValueError, match="no frame with a latency"):
             Summary().latency(50)
 
