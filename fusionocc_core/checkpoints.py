@@ -85,7 +85,10 @@ def save_model(model: SavableModel, path: str | Path, *, card: ModelCard | None 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        partial.touch()
+        usual_mode = partial.stat().st_mode  # safetensors would leave a file that only its owner may read
         save_file(state, partial, metadata=metadata)
+        partial.chmod(usual_mode)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -140,16 +143,24 @@ def read_official(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _read_pickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start.startswith((b"PK", b"\x80")):  # a zip archive, or the bare pickle of PyTorch before 1.6
+        raise ValueError(f"{path}: damaged, or not a file of weights (it begins with {start!r})")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: not loaded, because it is damaged or holds Python objects that would have to run code "
-            f"({str(error).splitlines()[0]}). If you trust its source, write its tensors alone to a new file and load "
-            "that: torch.save(torch.load(file, weights_only=False)['state_dict'], new_file)"
+            f"({_first_line(error)}). If you trust its source, write its tensors alone to a new file and load that: "
+            "torch.save(torch.load(file, weights_only=False)['state_dict'], new_file)"
         ) from error
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: damaged or truncated ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: damaged or truncated ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
