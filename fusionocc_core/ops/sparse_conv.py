@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -19,6 +20,11 @@ from fusionocc_core.ops.sparse_volume import Shape3, SparseVolume
 from fusionocc_core.ops.spconv_backend import SpconvRulebook, spconv_convolve
 
 BACKENDS = ("auto", "torch", "spconv")
+
+PADDED_FILL = 0.25
+"""Least share of occupied offsets at which one product over all of them beats one product an offset."""
+PADDED_ROWS = 4096
+"""Output voxels handled together there: what is gathered for them fits into a CPU's cache."""
 
 
 def submanifold_conv3d(
@@ -190,21 +196,21 @@ def _pointwise(features_MI: Tensor, weight_OXYZI: Tensor) -> Tensor:
 def _convolve(features_MI: Tensor, weight_OXYZI: Tensor, rulebook: Rulebook) -> Tensor:
     with torch.autocast(features_MI.device.type, enabled=False):
         weight_KIO = weight_OXYZI.flatten(1, 3).permute(1, 2, 0).to(features_MI.dtype)
-        out_MO: Tensor = _GatherGemmScatter.apply(features_MI, weight_KIO.contiguous(), rulebook)
+        out_MO: Tensor = _Convolution.apply(features_MI, weight_KIO.contiguous(), rulebook)
         return out_MO
 
 
-class _GatherGemmScatter(torch.autograd.Function):
-    """Gather, multiply, add: one matrix product an offset and block. Keeps only its two inputs for the backward pass.
-
-    An output voxel meets an offset at most once, so no two additions of one call collide: results repeat exactly, on a
-    GPU too.
-    """
+class _Convolution(torch.autograd.Function):
+    """Keeps only its two inputs for the backward pass. Results repeat exactly, on a GPU too."""
 
     @staticmethod
     def forward(ctx: Any, features_MI: Tensor, weight_KIO: Tensor, rulebook: Rulebook) -> Tensor:
         ctx.save_for_backward(features_MI, weight_KIO)
         ctx.rulebook = rulebook
+        # A thread by itself gains nothing from the larger product; several gain its few barriers.
+        several = not features_MI.is_cuda and torch.get_num_threads() > 1
+        if several and rulebook.fill > PADDED_FILL:
+            return _padded_gemm(features_MI, weight_KIO, rulebook.table)
         out_rows = len(rulebook.out_coords_M4)
         return _gather_gemm_scatter(features_MI, weight_KIO, rulebook, rulebook.in_rows, rulebook.out_rows, out_rows)
 
@@ -232,7 +238,10 @@ def _gather_gemm_scatter(
     to_rows: tuple[Tensor, ...],
     num_rows: int,
 ) -> Tensor:
-    """Rows that each offset sends from source to target. Half precision is summed in float32."""
+    """Gather, multiply, add: one matrix product an offset and block. Half precision is summed in float32.
+
+    An output voxel meets an offset at most once, so no two additions of one call collide.
+    """
     sum_dtype = torch.promote_types(source_MI.dtype, torch.float32)
     target_MO = source_MI.new_zeros(num_rows, weight_KIO.shape[2], dtype=sum_dtype)
     most = max((stop - start for block in rulebook.blocks for _, start, stop in block), default=0)
@@ -245,6 +254,19 @@ def _gather_gemm_scatter(
             torch.mm(in_RI, weight_KIO[k], out=out_RO)
             target_MO.index_add_(0, to_rows[k][start:stop], out_RO.to(sum_dtype))
     return target_MO.to(source_MI.dtype)
+
+
+def _padded_gemm(source_MI: Tensor, weight_KIO: Tensor, table_MK: Tensor) -> Tensor:
+    """All offsets side by side, zeros where there is no voxel, and one matrix product over them."""
+    num_offsets, channels, out_channels = weight_KIO.shape
+    padded_MI = F.pad(source_MI, (0, 0, 0, 1))
+    out_MO = source_MI.new_empty(len(table_MK), out_channels)
+    gathered_RI = source_MI.new_empty(min(PADDED_ROWS, len(table_MK)) * num_offsets, channels)
+    for rows_MK, part_MO in zip(table_MK.split(PADDED_ROWS), out_MO.split(PADDED_ROWS), strict=True):
+        in_RI = gathered_RI[: rows_MK.numel()]
+        torch.index_select(padded_MI, 0, rows_MK.flatten(), out=in_RI)
+        torch.mm(in_RI.view(len(rows_MK), -1), weight_KIO.flatten(0, 1), out=part_MO)
+    return out_MO
 
 
 def _weight_gradient(features_MI: Tensor, grad_MO: Tensor, weight_KIO: Tensor, rulebook: Rulebook) -> Tensor:

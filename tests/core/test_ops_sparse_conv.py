@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fusionocc_core.ops import rulebook as rulebook_module
+from fusionocc_core.ops import sparse_conv as sparse_conv_module
 from fusionocc_core.ops.rulebook import strided_rulebook, submanifold_rulebook
 from fusionocc_core.ops.sparse_conv import (
     convolve_reference,
@@ -95,10 +96,23 @@ def test_strided_equals_dense_everywhere(kernel, stride, padding):
     assert torch.equal(out.coords_M4, sparse_volume(out.features_MC, out.coords_M4, out.shape, 2).coords_M4)
 
 
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("submanifold", [True, False])
-@pytest.mark.parametrize("block_rows", [1, 7, 16384])
-def test_fast_path_equals_its_reference_forward_and_backward(submanifold, block_rows, monkeypatch):
-    monkeypatch.setattr(rulebook_module, "BLOCK_ROWS", block_rows)
+@pytest.mark.parametrize(("threads", "fill"), [(1, 0.25), (2, 1.0), (2, 0.0)], ids=["blocks", "pairs", "padded"])
+@pytest.mark.parametrize("rows", [1, 7, 16384])
+def test_fast_paths_equal_their_reference_forward_and_backward(
+    submanifold, threads, fill, rows, monkeypatch, set_threads
+):
+    set_threads(threads)
+    monkeypatch.setattr(rulebook_module, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(sparse_conv_module, "PADDED_ROWS", rows)
+    monkeypatch.setattr(sparse_conv_module, "PADDED_FILL", fill)
     volume, weight = example(), random_weight(4, (3, 3, 3))
     if submanifold:
         rulebook = submanifold_rulebook(volume, (3, 3, 3))
@@ -186,7 +200,10 @@ def test_volume_without_voxels(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_features(dtype):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_half_precision_features(dtype, threads, monkeypatch, set_threads):
+    set_threads(threads)
+    monkeypatch.setattr(sparse_conv_module, "PADDED_FILL", 0.0)
     volume, weight = example(channels=16, dtype=torch.float32), random_weight(8, (3, 3, 3), 16, torch.float32)
     exact = submanifold_conv3d(volume, weight).features_MC
     half = submanifold_conv3d(volume.with_features(volume.features_MC.to(dtype)), weight).features_MC
@@ -205,7 +222,9 @@ def test_autocast_leaves_the_dtype_of_the_features():
     torch.testing.assert_close(cast, plain, rtol=0, atol=0)
 
 
-def test_results_repeat_exactly():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_results_repeat_exactly(threads, set_threads):
+    set_threads(threads)
     volume, weight = example(channels=8, shape=(20, 20, 20), dtype=torch.float32), random_weight(8, (3,) * 3, 8).float()
     first, second = (submanifold_conv3d(volume, weight).features_MC for _ in range(2))
     assert torch.equal(first, second)
@@ -253,26 +272,22 @@ def test_weights_of_doubtful_layout_are_refused(shape, message):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("strided", [True, False])
-def test_spconv_agrees_forward_and_backward(strided, threads):
+def test_spconv_agrees_forward_and_backward(strided, threads, set_threads):
     pytest.importorskip("spconv", reason="optional backend spconv is not installed")
     volume = example(channels=16, shape=(24, 20, 16), dtype=torch.float32)
     weight = random_weight(32, (3, 3, 3), 16, torch.float32)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        results = []
-        for backend in ("torch", "spconv"):
-            leaf_volume, features, leaf_weight = with_leaves(volume, weight)
-            if strided:
-                out = sparse_conv3d(leaf_volume, leaf_weight, 2, 1, backend)
-            else:
-                out = submanifold_conv3d(leaf_volume, leaf_weight, backend=backend)
-            upstream = torch.randn(out.features_MC.shape, generator=torch.Generator().manual_seed(1))
-            out.features_MC.backward(upstream)
-            results.append((out, features.grad, leaf_weight.grad))
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+    set_threads(threads)
+    results = []
+    for backend in ("torch", "spconv"):
+        leaf_volume, features, leaf_weight = with_leaves(volume, weight)
+        if strided:
+            out = sparse_conv3d(leaf_volume, leaf_weight, 2, 1, backend)
+        else:
+            out = submanifold_conv3d(leaf_volume, leaf_weight, backend=backend)
+        upstream = torch.randn(out.features_MC.shape, generator=torch.Generator().manual_seed(1))
+        out.features_MC.backward(upstream)
+        results.append((out, features.grad, leaf_weight.grad))
+    assert torch.get_num_threads() == threads
     (ours, *our_grads), (theirs, *their_grads) = results
     assert torch.equal(ours.coords_M4, theirs.coords_M4)
     assert ours.shape == theirs.shape
