@@ -252,7 +252,11 @@ def _no_network(frame: Any) -> Any:
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is interrupted; the exit code is 0 after an interrupt, 1 where it could not start."""
     profile = use_shipped_profile()
-    rclpy.init(args=args)
+    try:
+        rclpy.init(args=args)
+    except RuntimeError as error:  # arguments that ROS does not know
+        sys.stderr.write(f"occ_node: error: {error}\n")
+        return 2
     node: OccNode | None = None
     ended = True
     try:
@@ -265,7 +269,7 @@ def main(args: list[str] | None = None) -> int:
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         executor.spin()
-    except ParameterException as error:
+    except (ParameterException, ValueError) as error:
         sys.stderr.write(f"occ_node: error: {error}\n")
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):

@@ -281,21 +281,20 @@ def table() -> list[ParameterSpec]:
     ]
 
 
-def camera_table(camera: str, image_transport: str = COMPRESSED) -> list[ParameterSpec]:
+def camera_table(camera: str) -> list[ParameterSpec]:
     """The parameters of one camera; its topics' defaults follow its name."""
-    base = camera.lower()
-    suffix = "_compressed" if image_transport == COMPRESSED else ""
     rows = [
         ParameterSpec(
             name=f"cameras.{camera}.image_topic",
             field="image_topic",
-            default=f"{base}/image_rect{suffix}",
-            description="Its pictures, of the type that image_transport says.",
+            default="",
+            description="Its pictures; empty: <name>/image_rect_compressed, or <name>/image_rect where they are raw, "
+            "the name in lower case.",
         ),
         ParameterSpec(
             name=f"cameras.{camera}.info_topic",
             field="info_topic",
-            default=f"{base}/camera_info",
+            default=f"{camera.lower()}/camera_info",
             description="Its CameraInfo.",
         ),
     ]
@@ -322,9 +321,8 @@ def declare(node: Node) -> None:
     """
     for spec in table():
         _declare(node, spec)
-    transport = str(node.get_parameter("image_transport").value)
     for camera in _camera_names(node):
-        for spec in camera_table(camera, transport):
+        for spec in camera_table(camera):
             _declare(node, spec)
 
 
@@ -344,7 +342,13 @@ def _declare(node: Node, spec: ParameterSpec) -> None:
 
 
 def _camera_names(node: Node) -> list[str]:
-    return [str(name) for name in node.get_parameter("camera_names").value or []]
+    from rclpy.exceptions import ParameterUninitializedException
+
+    try:
+        return [str(name) for name in node.get_parameter("camera_names").value]
+    except ParameterUninitializedException:
+        # What rclpy makes of an empty list, which has no type.
+        raise ValueError("camera_names: expected at least one name, got an empty list") from None
 
 
 def read(node: Node) -> NodeParameters:
@@ -355,15 +359,14 @@ def read(node: Node) -> NodeParameters:
     """
     declare(node)
     values = {spec.field: _checked(node, spec) for spec in table()}
-    transport = str(values["image_transport"])
-    cameras = tuple(
-        CameraParameters(
-            name=camera,
-            **{spec.field: _checked(node, spec) for spec in camera_table(camera, transport)},  # type: ignore[arg-type]
-        )
-        for camera in _camera_names(node)
-    )
+    cameras = tuple(_read_camera(node, name, values["image_transport"] == COMPRESSED) for name in _camera_names(node))
     return NodeParameters(**values, cameras=cameras)  # type: ignore[arg-type]
+
+
+def _read_camera(node: Node, name: str, compressed: bool) -> CameraParameters:
+    values = {spec.field: _checked(node, spec) for spec in camera_table(name)}
+    values["image_topic"] = values["image_topic"] or f"{name.lower()}/image_rect{'_compressed' if compressed else ''}"
+    return CameraParameters(name=name, **values)  # type: ignore[arg-type]
 
 
 def _checked(node: Node, spec: ParameterSpec) -> Value:

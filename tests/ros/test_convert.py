@@ -1,0 +1,566 @@
+"""Messages to arrays and occupancy to messages: values, layouts, limits, costs. No nodes."""
+
+from __future__ import annotations
+
+import array
+import time
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from geometry_msgs.msg import Transform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nav_msgs.msg import Odometry
+from rclpy.serialization import deserialize_message, serialize_message
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from synthetic_sensors import GRID, LABELS, camera_info, cloud, points
+from visualization_msgs.msg import Marker, MarkerArray
+
+from fusionocc_core.grids import OCC3D_GRID, OCC3D_LABELS, VoxelGrid
+from fusionocc_core.structures import Occupancy
+from fusionocc_msgs.msg import SemanticOccupancy
+from fusionocc_ros.causes import CAUSES, DropFrame
+from fusionocc_ros.clouds import BeamLayout
+from fusionocc_ros.convert import (
+    MarkerMaker,
+    Provenance,
+    camera_info_to_lens,
+    cloud_to_points,
+    message_to_occupancy,
+    ns_to_stamp,
+    occupancy_to_cloud,
+    occupancy_to_message,
+    odometry_to_matrix,
+    picture_to_rgb,
+    stamp_to_ns,
+    transform_to_matrix,
+)
+from fusionocc_ros.pictures import undistort
+from fusionocc_ros.voxels import packed_colors, surface_mask
+
+RNG = np.random.default_rng(3)
+
+
+@given(st.integers(0, 2**31 * 10**9 - 1))
+def test_stamps_go_there_and_back(stamp_ns: int) -> None:
+    assert stamp_to_ns(ns_to_stamp(stamp_ns)) == stamp_ns
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+PIXELS = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+def image(encoding: str, rows: np.ndarray, padding: int = 0) -> Image:
+    height, width = rows.shape[:2]
+    flat = rows.reshape(height, -1)
+    padded = np.concatenate([flat, np.full((height, padding), 77, np.uint8)], axis=1)
+    data = array.array("B", padded.tobytes())
+    return Image(height=height, width=width, encoding=encoding, step=padded.shape[1], data=data)
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize(
+    ("encoding", "rows"),
+    [
+        ("rgb8", PIXELS),
+        ("bgr8", PIXELS[..., ::-1]),
+        ("rgba8", np.concatenate([PIXELS, PIXELS[..., :1]], axis=2)),
+        ("bgra8", np.concatenate([PIXELS[..., ::-1], PIXELS[..., :1]], axis=2)),
+    ],
+)
+def test_raw_pictures_become_rgb_whatever_the_channels_and_the_row_padding(
+    encoding: str, rows: np.ndarray, padding: int
+) -> None:
+    np.testing.assert_array_equal(picture_to_rgb(image(encoding, rows, padding), name="C"), PIXELS)
+
+
+def test_the_last_row_may_lack_its_padding() -> None:
+    message = image("rgb8", PIXELS, padding=5)
+    message.data = message.data[:-5]
+    np.testing.assert_array_equal(picture_to_rgb(message, name="C"), PIXELS)
+
+
+def test_grey_pictures_are_repeated_and_yuv_is_converted() -> None:
+    grey = picture_to_rgb(image("mono8", PIXELS[..., :1]), name="C")
+    np.testing.assert_array_equal(grey, np.repeat(PIXELS[..., :1], 3, axis=2))
+    even = np.full((4, 6, 3), (200, 60, 20), dtype=np.uint8)
+    y, u, v = cv2.cvtColor(even, cv2.COLOR_RGB2YUV)[0, 0]
+    for encodings, pair in ((("uyvy", "yuv422"), [u, y, v, y]), (("yuyv", "yuv422_yuy2"), [y, u, y, v])):
+        rows = np.tile(np.array(pair, np.uint8), (4, 3)).reshape(4, 6, 2)
+        for encoding in encodings:
+            got = picture_to_rgb(image(encoding, rows), name="C").astype(int)
+            # Video range against full range: the hue has to be right.
+            assert got[0, 0].argmax() == 0
+            assert got[0, 0].argmin() == 2
+
+
+def compressed(extension: str, image_format: str = "", pixels: np.ndarray = PIXELS) -> CompressedImage:
+    _, data = cv2.imencode(extension, pixels[..., ::-1])
+    return CompressedImage(format=image_format or extension[1:], data=array.array("B", data.tobytes()))
+
+
+def test_png_is_exact_and_jpeg_is_close() -> None:
+    np.testing.assert_array_equal(picture_to_rgb(compressed(".png"), name="C"), PIXELS)
+    smooth = np.tile(np.linspace(0, 250, 64, dtype=np.uint8)[None, :, None], (32, 1, 3))
+    smooth[..., 2] //= 3
+    got = picture_to_rgb(compressed(".jpg", "bgr8; jpeg compressed bgr8", smooth), name="C")
+    assert np.abs(got.astype(int) - smooth).mean() < 2
+    swapped = picture_to_rgb(compressed(".png", "rgb8; png compressed rgb8"), name="C")
+    np.testing.assert_array_equal(swapped, PIXELS[..., ::-1])
+
+
+def test_rgb8_is_read_without_a_copy() -> None:
+    message = image("rgb8", PIXELS)
+    assert np.shares_memory(picture_to_rgb(message, name="C"), np.frombuffer(message.data, np.uint8))
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
+def test_truncated_files_are_noticed_although_decoders_fill_them_up(extension: str, share: float) -> None:
+    message = compressed(extension, pixels=RNG.integers(0, 256, (90, 160, 3), dtype=np.uint8))
+    message.data = message.data[: int(share * len(message.data))]
+    with pytest.raises(DropFrame, match=r"CAM: .* has no end marker: truncated") as raised:
+        picture_to_rgb(message, name="CAM")
+    assert raised.value.cause == "bad_image"
+
+
+def test_padding_behind_a_jpeg_is_allowed_and_damage_inside_is_not() -> None:
+    message = compressed(".jpg")
+    message.data.extend([0] * 16)
+    assert picture_to_rgb(message, name="C").shape == PIXELS.shape
+    damaged = compressed(".png", pixels=RNG.integers(0, 256, (90, 160, 3), dtype=np.uint8))
+    damaged.data[16:24] = array.array("B", [0] * 8)  # width and height
+    with pytest.raises(DropFrame, match="cannot be decoded: damaged"):
+        picture_to_rgb(damaged, name="C")
+
+
+@pytest.mark.parametrize(
+    ("message", "cause", "text"),
+    [
+        (image("bayer_rggb8", PIXELS[..., :1]), "bad_encoding", "'bayer_rggb8' is not handled .*rgb8, bgr8.*cv_bridge"),
+        (image("16UC1", PIXELS), "bad_encoding", "'16UC1'"),
+        (
+            Image(height=2, width=2, encoding="rgb8", step=5),
+            "bad_image",
+            "step 5; expected at least one row of at least 6",
+        ),
+        (Image(encoding="rgb8"), "bad_image", "0x0"),
+        (Image(height=2, width=2, encoding="rgb8", step=6), "bad_image", "0 bytes, 2x2 rgb8 needs 12"),
+        (CompressedImage(format="h264", data=b"\x00\x00\x00\x01gA"), "bad_encoding", "'h264' begins with 00 00 00 01"),
+        (CompressedImage(format="jpeg"), "bad_encoding", "begins with nothing"),
+    ],
+)
+def test_pictures_that_cannot_be_read_say_why(message: Any, cause: str, text: str) -> None:
+    with pytest.raises(DropFrame, match=f"CAM: .*{text}") as raised:
+        picture_to_rgb(message, name="CAM")
+    assert raised.value.cause == cause
+
+
+def test_undistorting_puts_points_where_a_pinhole_would() -> None:
+    k = np.array([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]])
+    for model, d in (("plumb_bob", (-0.3, 0.1, 0.001, -0.001, 0.0)), ("equidistant", (0.05, -0.01, 0.0, 0.0))):
+        direction = np.array([[[0.25, -0.2, 1.0]]])
+        if model == "equidistant":
+            spot, _ = cv2.fisheye.projectPoints(direction, np.zeros(3), np.zeros(3), k, np.array(d))
+        else:
+            spot, _ = cv2.projectPoints(direction, np.zeros(3), np.zeros(3), k, np.array(d))
+        u, v = spot.ravel()
+        taken = np.zeros((240, 320, 3), np.uint8)
+        cv2.circle(taken, (round(u), round(v)), 4, (255, 255, 255), -1)
+        weights = undistort(taken, k, model, d, name="C")[..., 0].astype(float)
+        ys, xs = np.mgrid[:240, :320]
+        centre = np.array([(xs * weights).sum(), (ys * weights).sum()]) / weights.sum()
+        np.testing.assert_allclose(centre, [160 + 75, 120 - 60], atol=0.8)
+        assert abs(u - 235) > 2
+
+
+# ---- lenses ----------------------------------------------------------------------------------------------------------
+
+SIZE = (36, 64)
+
+
+def lens(info: CameraInfo, policy: str = "refuse", size: tuple[int, int] = SIZE) -> Any:
+    return camera_info_to_lens(info, size=size, policy=policy, name="CAM")
+
+
+def test_intrinsics_come_from_k_or_from_p_where_pictures_are_rectified() -> None:
+    info = camera_info("CAM_FRONT", p=[40.0, 0, 30.0, 0, 0, 41.0, 17.0, 0, 0, 0, 1.0, 0])
+    np.testing.assert_array_equal(lens(info).intrinsics, [[50, 0, 32], [0, 50, 18], [0, 0, 1]])
+    np.testing.assert_array_equal(lens(info, "rectified").intrinsics, [[40, 0, 30], [0, 41, 17], [0, 0, 1]])
+
+
+def test_distortion_is_refused_handed_on_or_left_behind() -> None:
+    info = camera_info("CAM_FRONT", d=[-0.3, 0.1, 0.0, 0.0, 0.0])
+    with pytest.raises(DropFrame, match=r"CAM: .*plumb_bob, D=\[-0\.3, 0\.1.*undistort, or to rectified") as raised:
+        lens(info)
+    assert raised.value.cause == "distorted"
+    assert lens(info, "undistort").distortion == (-0.3, 0.1, 0.0, 0.0, 0.0)
+    assert lens(info, "rectified").distortion == ()
+    assert lens(camera_info("CAM_FRONT", d=[0.0] * 5)).distortion == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy", "cause", "text"),
+    [
+        ({"k": [0.0] * 9}, "refuse", "uncalibrated", r"K\[0\]=0"),
+        ({"k": [float("nan")] * 9}, "refuse", "uncalibrated", r"K\[0\]=nan"),
+        ({"p": [0.0] * 12}, "rectified", "uncalibrated", r"P\[0\]=0"),
+        ({"p": [50.0, 0, 32, -6.0, 0, 50.0, 18, 0, 0, 0, 1.0, 0]}, "rectified", "bad_calibration", r"P\[3\]=-6"),
+        ({"r": [0.0, 1, 0, -1, 0, 0, 0, 0, 1]}, "rectified", "bad_calibration", "stereo"),
+        ({"height": 48}, "refuse", "bad_calibration", "64x36 but CameraInfo is for 64x48"),
+    ],
+)
+def test_calibrations_that_cannot_be_used_say_why(changes: dict[str, Any], policy: str, cause: str, text: str) -> None:
+    with pytest.raises(DropFrame, match=text) as raised:
+        lens(camera_info("CAM_FRONT", **changes), policy)
+    assert raised.value.cause == cause
+
+
+def test_intrinsics_are_scaled_to_pictures_of_another_size() -> None:
+    half = lens(camera_info("CAM_FRONT"), size=(18, 32)).intrinsics
+    np.testing.assert_allclose(half, [[25, 0, 15.75], [0, 25, 8.75], [0, 0, 1]])
+    unsaid = lens(camera_info("CAM_FRONT", height=0, width=0), size=(18, 32)).intrinsics
+    assert unsaid[0, 0] == 50
+
+
+def test_a_scaled_picture_shows_a_direction_where_the_scaled_lens_says() -> None:
+    # The picture's border maps to its border: u = -0.5 and u = width - 0.5 in both.
+    k = lens(camera_info("CAM_FRONT"), size=(18, 32)).intrinsics
+    for edge, scaled in ((-0.5, -0.5), (63.5, 31.5)):
+        direction = (edge - 32) / 50
+        assert k[0, 0] * direction + k[0, 2] == pytest.approx(scaled)
+
+
+def test_an_unknown_policy_is_an_error() -> None:
+    with pytest.raises(ValueError, match="distortion: 'ignore' is not one of refuse, rectified, undistort"):
+        lens(camera_info("CAM_FRONT"), "ignore")
+
+
+# ---- clouds ----------------------------------------------------------------------------------------------------------
+
+
+def read(message: PointCloud2, **changes: Any) -> Any:
+    return cloud_to_points(message, **{"beams": BeamLayout(), "intensity_scale": 1.0, "name": "lidar", **changes})
+
+
+TYPES = {"i1": 1, "u1": 2, "i2": 3, "u2": 4, "i4": 5, "u4": 6, "f4": 7, "f8": 8}
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[list[tuple[str, str]], int, bool, int, int]:
+    """Fields in any order with any types, gaps between them, byte order, rows, row padding."""
+    fields = [(axis, draw(st.sampled_from(["f4", "f8"]))) for axis in "xyz"]
+    fields += [
+        ("intensity", draw(st.sampled_from(["u1", "u2", "f4"]))),
+        ("ring", draw(st.sampled_from(["u1", "u2", "f4", "i4"]))),
+    ]
+    fields += [("t", "u4"), ("reflectivity", "u2")][: draw(st.integers(0, 2))]
+    return (
+        draw(st.permutations(fields)),
+        draw(st.integers(0, 5)),
+        draw(st.booleans()),
+        draw(st.integers(1, 3)),
+        draw(st.integers(0, 9)),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts())
+def test_any_order_offset_type_byte_order_and_row_padding_gives_the_same_points(
+    layout: tuple[list[tuple[str, str]], int, bool, int, int],
+) -> None:
+    fields, gap, big, height, row_padding = layout
+    width, message = 4, PointCloud2(is_bigendian=big)
+    truth = np.round(points(height * width, seed=1), 3)
+    offset, names, formats, offsets = 0, [], [], []
+    for name, kind in fields:
+        names.append(name)
+        formats.append((">" if big else "<") + kind)
+        offsets.append(offset)
+        message.fields.append(PointField(name=name, offset=offset, datatype=TYPES[kind], count=1))
+        offset += np.dtype(kind).itemsize + gap
+    records = np.zeros(
+        height * width, np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": offset})
+    )
+    for column, name in enumerate(("x", "y", "z", "intensity", "ring")):
+        records[name] = truth[:, column]
+    rows = np.frombuffer(records.tobytes(), np.uint8).reshape(height, -1)
+    rows = np.concatenate([rows, np.full((height, row_padding), 99, np.uint8)], axis=1)
+    message.height, message.width, message.point_step, message.row_step = height, width, offset, rows.shape[1]
+    message.data = array.array("B", rows.tobytes())
+    got = read(message)
+    np.testing.assert_allclose(got.points, truth, rtol=1e-6)
+    assert got.points.dtype == np.float32
+    assert (got.dropped, got.filled) == (0, ())
+
+
+def test_points_that_are_not_finite_are_dropped_and_counted() -> None:
+    values = points(10)
+    values[2, 0], values[5, 1], values[7, 2] = np.nan, np.inf, -np.inf
+    values[3, 3] = np.nan  # an intensity: the point itself is good
+    got = read(cloud(1, values))
+    assert got.dropped == 3
+    np.testing.assert_array_equal(got.points[:, :3], np.delete(values, [2, 5, 7], axis=0)[:, :3])
+    assert np.isfinite(got.points).all()
+
+
+def test_missing_columns_are_filled_and_named() -> None:
+    got = read(cloud(1, points(), names="x y z"))
+    assert set(got.filled) == {"intensity", "ring"}
+    assert (got.points[:, 3] == 0).all()
+    assert set(np.unique(got.points[:, 4])) <= set(range(32))
+
+
+def test_rings_follow_from_the_elevation_of_the_beams() -> None:
+    rings = np.arange(32)
+    elevation, azimuth = np.radians(-30.67 + rings * 41.34 / 31), RNG.uniform(-3, 3, 32)
+    distance = RNG.uniform(2, 60, 32)[:, None]
+    xyz = distance * np.c_[np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)]
+    got = read(cloud(1, xyz.astype(np.float32), names="x y z"))
+    np.testing.assert_array_equal(got.points[:, 4], rings)
+    sixteen = BeamLayout(beams=16, lowest_deg=-15.0, highest_deg=15.0)
+    flat = np.array([[10, 0, 0], [10, 0, 10 * np.tan(np.radians(15))], [0, 10, -30]], np.float32)
+    np.testing.assert_array_equal(sixteen.rings(flat), [8, 15, 0])
+
+
+@pytest.mark.parametrize("name", ["ring", "channel", "line"])
+def test_other_names_of_the_ring_are_known(name: str) -> None:
+    values = points(20)
+    got = read(cloud(1, values, names=f"x y z intensity {name}"))
+    np.testing.assert_array_equal(got.points, values)
+
+
+def test_intensity_is_scaled() -> None:
+    values = points(20)
+    np.testing.assert_allclose(read(cloud(1, values), intensity_scale=0.5).points[:, 3], values[:, 3] / 2)
+
+
+def changed(**values: Any) -> PointCloud2:
+    message = cloud(1, points(10))
+    for name, value in values.items():
+        setattr(message, name, value)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "cause", "text"),
+    [
+        (cloud(1, points(0)), "empty_cloud", "0x1: the sensor sent no points"),
+        (cloud(1, np.full((5, 5), np.nan, np.float32)), "empty_cloud", "none of the 5 points"),
+        (cloud(1, points(), names="x y i"), "bad_cloud", "no field z; its fields are x, y, i"),
+        (changed(data=array.array("B", bytes(150))), "bad_cloud", "150 bytes, 10x1 points of 20 bytes need 200"),
+        (changed(point_step=0, row_step=0), "bad_cloud", "point_step 0"),
+        (changed(point_step=10, row_step=100), "bad_cloud", "'z' at offset 8 reaches past the end of a point"),
+        (changed(height=2, width=5, row_step=50), "bad_cloud", "row_step of at least 100"),
+        (changed(fields=[]), "bad_cloud", "its fields are none"),
+    ],
+)
+def test_clouds_that_cannot_be_read_say_why(message: PointCloud2, cause: str, text: str) -> None:
+    with pytest.raises(DropFrame, match=f"lidar: .*{text}") as raised:
+        read(message)
+    assert raised.value.cause == cause
+
+
+def test_causes_have_to_be_known() -> None:
+    with pytest.raises(ValueError, match="'bad_luck' is not one of"):
+        DropFrame("bad_luck", "")
+    assert all(CAUSES.values())
+
+
+# ---- poses -----------------------------------------------------------------------------------------------------------
+
+
+def test_transforms_and_odometry_become_matrices() -> None:
+    message = Transform()
+    message.translation.x, message.translation.z = 1.0, 3.0
+    message.rotation.z = message.rotation.w = np.sqrt(0.5)
+    expected = [[0, -1, 0, 1], [1, 0, 0, 0], [0, 0, 1, 3], [0, 0, 0, 1]]
+    np.testing.assert_allclose(transform_to_matrix(message), expected, atol=1e-12)
+    odometry = Odometry()
+    odometry.pose.pose.position.x, odometry.pose.pose.position.z = 1.0, 3.0
+    odometry.pose.pose.orientation.z = odometry.pose.pose.orientation.w = np.sqrt(0.5)
+    np.testing.assert_allclose(odometry_to_matrix(odometry), expected, atol=1e-12)
+
+
+def test_a_quaternion_of_zeros_is_refused() -> None:
+    message = Transform()
+    message.rotation.w = 0.0
+    with pytest.raises(ValueError, match="length is zero"):
+        transform_to_matrix(message)
+
+
+# ---- occupancy -------------------------------------------------------------------------------------------------------
+
+
+def occupancy(grid: VoxelGrid = GRID, seed: int = 0, confidence: bool = True, fill: float = 0.3) -> Occupancy:
+    rng = np.random.default_rng(seed)
+    labels = LABELS if grid is GRID else OCC3D_LABELS
+    values = rng.integers(0, labels.free, grid.shape, dtype=np.uint8)
+    values[rng.random(grid.shape) > fill] = labels.free
+    values[0, 0, 0] = labels.unknown
+    return Occupancy(
+        labels=values,
+        grid=grid,
+        label_set=labels,
+        stamp_ns=1_600_000_000_123_456_789,
+        confidence=rng.integers(0, 256, grid.shape, dtype=np.uint8) if confidence else None,
+        model="m",
+        trained_on="untrained weights",
+    )
+
+
+PROVENANCE = Provenance(
+    frame_id="base_link",
+    cameras=("A", "B"),
+    camera_ages=(0.04, -0.001),
+    ego_motion=SemanticOccupancy.EGO_MOTION_TF,
+    camera_history=1,
+    lidar_history=7,
+    times={"total": 0.25, "network": 0.125},
+)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("confidence", [False, True])
+def test_occupancy_goes_through_a_message_and_back(sparse: bool, confidence: bool) -> None:
+    before = occupancy(confidence=confidence)
+    sent = occupancy_to_message(before, PROVENANCE, sparse=sparse)
+    message = deserialize_message(serialize_message(sent), SemanticOccupancy)
+    after = message_to_occupancy(message)
+    np.testing.assert_array_equal(after.labels, before.labels)
+    assert (after.grid, after.label_set, after.stamp_ns) == (before.grid, before.label_set, before.stamp_ns)
+    assert (after.model, after.trained_on) == ("m", "untrained weights")
+    if confidence:
+        kept = before.labels != LABELS.free if sparse else np.ones(GRID.shape, bool)
+        np.testing.assert_array_equal(after.confidence[kept], before.confidence[kept])
+    else:
+        assert after.confidence is None
+    assert message.header.frame_id == "base_link"
+    assert list(message.cameras) == ["A", "B"]
+    np.testing.assert_allclose(message.camera_ages, [0.04, -0.001], atol=1e-7)
+    assert (message.ego_motion, message.camera_history, message.lidar_history) == (1, 1, 7)
+    assert (message.total_time, message.network_time, message.queue_time) == (0.25, 0.125, 0.0)
+
+
+def test_the_memory_order_is_the_one_that_the_message_documents() -> None:
+    before = occupancy()
+    message = occupancy_to_message(before, PROVENANCE, sparse=False)
+    for x, y, z in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (7, 7, 3), (3, 5, 2)):
+        index = (x * message.size_y + y) * message.size_z + z
+        assert message.labels[index] == before.labels[x, y, z]
+    assert (message.size_x, message.size_y, message.size_z) == (8, 8, 4)
+    assert (message.origin.position.x, message.origin.position.z, message.origin.orientation.w) == (-4.0, -1.0, 1.0)
+    assert (message.voxel_size.x, message.voxel_size.z) == (1.0, 0.5)
+    np.testing.assert_array_equal(np.frombuffer(message.class_colors, np.uint8).reshape(-1, 3), LABELS.colors)
+
+
+def test_messages_that_do_not_fit_themselves_are_refused() -> None:
+    dense = occupancy_to_message(occupancy(), PROVENANCE, sparse=False)
+    dense.labels = dense.labels[:-1]
+    with pytest.raises(ValueError, match="255 values"):
+        message_to_occupancy(dense)
+    sparse = occupancy_to_message(occupancy(), PROVENANCE, sparse=True)
+    sparse.indices[-1] = 256
+    with pytest.raises(ValueError, match="cannot be read"):
+        message_to_occupancy(sparse)
+    sparse.encoding = SemanticOccupancy.ENCODING_RUN_LENGTH
+    with pytest.raises(ValueError, match="encoding 2"):
+        message_to_occupancy(sparse)
+
+
+def test_voxels_as_a_cloud_have_centres_colours_and_labels() -> None:
+    before = occupancy()
+    message = occupancy_to_cloud(before, "base_link")
+    got = read(message).points[:, :3]
+    indices = before.occupied()
+    np.testing.assert_allclose(got, before.grid.centers(indices), atol=1e-6)
+    raw = np.frombuffer(message.data, np.uint8).reshape(-1, 20)
+    labels = before.labels[tuple(indices.T)]
+    np.testing.assert_array_equal(raw[:, 16], labels)
+    np.testing.assert_array_equal(raw[:, 17], before.confidence[tuple(indices.T)])
+    # Little-endian 0x00RRGGBB.
+    np.testing.assert_array_equal(raw[:, 14:11:-1], np.array(LABELS.colors, np.uint8)[labels])
+    assert message.is_dense
+    assert packed_colors(LABELS)[1] == 150 << 8 | 245
+
+
+def test_nothing_occupied_gives_an_empty_cloud_and_deletes_every_marker() -> None:
+    empty = occupancy(fill=0.0)
+    assert occupancy_to_cloud(empty, "base_link").width == 0
+    markers = MarkerMaker()(empty, "base_link").markers
+    assert [m.action for m in markers] == [Marker.DELETE] * 3
+
+
+def corners(markers: MarkerArray) -> dict[int, set[tuple[float, float, float]]]:
+    return {
+        m.id: {(p.x + m.pose.position.x, p.y + m.pose.position.y, p.z + m.pose.position.z) for p in m.points}
+        for m in markers.markers
+        if m.action == Marker.ADD
+    }
+
+
+def test_markers_are_one_list_of_cubes_a_class_at_the_voxels_centres() -> None:
+    maker = MarkerMaker(alpha=0.5, surface_only=False)
+    for seed in (0, 1):
+        before = occupancy(seed=seed)
+        message = deserialize_message(serialize_message(maker(before, "base_link")), MarkerArray)
+        expected = {
+            label: {tuple(c) for c in before.grid.centers(np.argwhere(before.labels == label)).tolist()}
+            for label in range(LABELS.free)
+        }
+        assert corners(message) == expected
+        first = message.markers[1]
+        assert (first.type, first.ns, first.header.frame_id) == (Marker.CUBE_LIST, "test", "base_link")
+        assert (first.scale.x, first.scale.z) == (1.0, 0.5)
+        np.testing.assert_allclose([first.color.g, first.color.b, first.color.a], [150 / 255, 245 / 255, 0.5])
+        assert len({(m.ns, m.id) for m in message.markers}) == LABELS.num - 1
+
+
+def test_markers_leave_out_what_is_hidden_on_all_sides() -> None:
+    solid = np.zeros((5, 5, 5), dtype=bool)
+    solid[1:4, 1:4, 1:4] = True
+    surface = surface_mask(solid)
+    assert surface.sum() == 26
+    assert not surface[2, 2, 2]
+    full = np.ones((3, 3, 3), dtype=bool)
+    assert surface_mask(full).sum() == 26
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_a_voxel_is_on_the_surface_exactly_where_a_neighbour_is_missing(seed: int, fill: float) -> None:
+    occupied = np.random.default_rng(seed).random((4, 3, 5)) < fill
+    expected = np.zeros_like(occupied)
+    for index in np.argwhere(occupied):
+        for axis in range(3):
+            for step in (-1, 1):
+                other = index.copy()
+                other[axis] += step
+                inside = (other >= 0).all() and (other < occupied.shape).all()
+                expected[tuple(index)] |= not inside or not occupied[tuple(other)]
+    np.testing.assert_array_equal(surface_mask(occupied), expected)
+
+
+def test_making_messages_of_a_full_grid_is_fast_enough_for_a_sensor_rate() -> None:
+    before = occupancy(OCC3D_GRID, fill=0.05)
+    maker = MarkerMaker()
+    maker(before, "base_link")  # the Point objects are kept
+    costs = {}
+    for name, make in {
+        "dense": lambda: occupancy_to_message(before, PROVENANCE, sparse=False),
+        "sparse": lambda: occupancy_to_message(before, PROVENANCE, sparse=True),
+        "cloud": lambda: occupancy_to_cloud(before, "base_link"),
+        "markers": lambda: maker(before, "base_link"),
+    }.items():
+        seconds = []
+        for _ in range(5):
+            began = time.process_time()
+            make()
+            seconds.append(time.process_time() - began)
+        costs[name] = min(seconds)
+    print({name: f"{1e3 * cost:.1f} ms" for name, cost in costs.items()})  # noqa: T201 (shown with -s)
+    # A conversion element by element takes 50 ms and more for each of these.
+    assert max(costs.values()) < 0.05
