@@ -30,6 +30,7 @@ from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.data.nuscenes_tables import SensorRecord
 from fusionocc_ros import bag_messages
 from fusionocc_ros.bag_messages import BASE_FRAME, MAP_FRAME, MessageMaker, Trajectory, sensor_frame
+from fusionocc_ros.requirements import require
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection, Qos
@@ -108,8 +109,10 @@ def write_bag(
     Raises:
         FileExistsError: ``out`` exists.
         FileNotFoundError: The data set, a table, or files that the scene lists are missing.
+        ModuleNotFoundError: rosbags is not installed.
         ValueError: An unknown scene or storage, or data that cannot be written.
     """
+    require("rosbags")
     if storage not in STORAGES:
         raise ValueError(f"storage={storage!r}: expected one of {STORAGES}")
     if most_keyframes is not None and most_keyframes < 1:

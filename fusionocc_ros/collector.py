@@ -1,0 +1,80 @@
+"""Gathers the messages of ~/occupancy, in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusionocc_msgs.msg import SemanticOccupancy
+
+
+class Collector:
+    """Subscribes to a topic of SemanticOccupancy and keeps what comes, by stamp. Use as a context manager.
+
+    Args:
+        topic: full name.
+        domain_id: the DDS domain; None takes ROS_DOMAIN_ID.
+    """
+
+    def __init__(self, topic: str, domain_id: int | None = None) -> None:
+        self.topic = topic
+        self._domain_id = domain_id
+        self._messages: dict[int, SemanticOccupancy] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Collector:
+        import rclpy
+        from rclpy.context import Context
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+        from fusionocc_msgs.msg import SemanticOccupancy
+
+        self._context = Context()
+        rclpy.init(context=self._context, domain_id=self._domain_id)
+        self._node = rclpy.create_node("fusionocc_collector", context=self._context)
+        quality = QoSProfile(history=HistoryPolicy.KEEP_ALL, reliability=ReliabilityPolicy.RELIABLE)
+        self._node.create_subscription(SemanticOccupancy, self.topic, self._keep, quality)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=self._spin, name="collector", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._executor.shutdown()
+        self._thread.join()
+        self._node.destroy_node()
+        self._context.try_shutdown()
+
+    @property
+    def offered(self) -> bool:
+        """Whether somebody publishes the topic."""
+        return bool(self._node.count_publishers(self.topic))
+
+    def stamps_ns(self) -> set[int]:
+        """Of the messages that came."""
+        with self._lock:
+            return set(self._messages)
+
+    def messages(self) -> dict[int, SemanticOccupancy]:
+        """By stamp."""
+        with self._lock:
+            return dict(self._messages)
+
+    def _keep(self, message: Any) -> None:
+        from fusionocc_ros.convert import stamp_to_ns
+
+        with self._lock:
+            self._messages[stamp_to_ns(message.header.stamp)] = message
+
+    def _spin(self) -> None:
+        from rclpy.executors import ExternalShutdownException, ShutdownException
+
+        with contextlib.suppress(ExternalShutdownException, ShutdownException):
+            self._executor.spin()
