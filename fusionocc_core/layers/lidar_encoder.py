@@ -104,13 +104,14 @@ class SparseLidarEncoder(nn.Module):
     def forward(self, points: tuple[Tensor, ...]) -> Tensor:
         """Encode B clouds (P, in_channels), in metres in the grid's frame, to (B, out_channels, Z, Y, X).
 
-        Voxels without a point in reach are zero; so is the whole volume of a sample without points.
+        Voxels without a point in reach are zero; so is the whole volume of a sample without points. The volume has the
+        dtype of the weights.
 
         Raises:
             ValueError: no cloud at all, or clouds with another number of columns.
         """
-        volume = self._voxelize(points)
-        volume = submanifold_conv3d(volume, self.conv_input.get_parameter("0.weight"))
+        volume, weight = self._voxelize(points), self.conv_input.get_parameter("0.weight")
+        volume = submanifold_conv3d(volume.with_features(volume.features_MC.to(weight.dtype)), weight)
         for stage in self.encoder_layers.values():
             volume = self._run_stage(volume, stage)
         return densify(submanifold_conv3d(volume, self.conv_out.get_parameter("0.weight")))

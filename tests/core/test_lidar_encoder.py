@@ -178,6 +178,16 @@ def test_points_reach_only_voxels_nearby():
     assert (occupied - torch.tensor([0, iz, iy, ix])).abs().max() <= 2
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.1)])
+def test_weights_of_another_dtype(dtype, tolerance):
+    encoder, points = SparseLidarEncoder(SMALL).eval(), clouds(400)
+    with torch.inference_mode():
+        expected = encoder(points)
+        volume = encoder.to(dtype)(points)
+    assert volume.dtype == dtype
+    assert (volume - expected).abs().max() < tolerance * expected.abs().max()
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_sample_without_points_is_zero_and_leaves_the_other_alone(training):
     encoder = SparseLidarEncoder(SMALL).train(training)
