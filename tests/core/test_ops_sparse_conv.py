@@ -211,15 +211,17 @@ def test_half_precision_features(dtype, threads, monkeypatch, set_threads):
     assert (half.float() - exact).abs().max() < 2e-2 * exact.abs().max()
 
 
-def test_autocast_leaves_the_dtype_of_the_features():
-    volume, weight = example(dtype=torch.float32), random_weight(4, (3, 3, 3), dtype=torch.float32).requires_grad_()
-    pointwise = random_weight(4, (1, 1, 1), dtype=torch.float32)
-    plain = submanifold_conv3d(submanifold_conv3d(volume, weight), torch.ones(2, 1, 1, 1, 4)).features_MC
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = submanifold_conv3d(submanifold_conv3d(volume, weight), torch.ones(2, 1, 1, 1, 4)).features_MC
-        assert submanifold_conv3d(volume, pointwise).features_MC.dtype == torch.float32
-        cast.sum().backward()
-    torch.testing.assert_close(cast, plain, rtol=0, atol=0)
+def test_autocast_changes_nothing():
+    volume = example(dtype=torch.float32)
+    weights = [random_weight(out, k, c, torch.float32) for out, k, c in ((4, (3, 3, 3), 3), (2, (1, 1, 1), 4))]
+    results = []
+    for enabled in (False, True):
+        leaves = [weight.clone().requires_grad_() for weight in weights]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = submanifold_conv3d(submanifold_conv3d(volume, leaves[0]), leaves[1]).features_MC
+        out.square().sum().backward()
+        results.append((out.detach(), leaves[0].grad))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
