@@ -1,0 +1,127 @@
+"""occ_node as a user starts it: a process of its own with a parameter file, the real network, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from synthetic_sensors import OFFICIAL_CAMERAS, START, S, Vehicle, World
+
+from fusionocc_core.grids import OCC3D_LABELS
+from fusionocc_msgs.msg import SemanticOccupancy
+from fusionocc_ros.convert import message_to_occupancy, stamp_to_ns
+
+pytestmark = pytest.mark.ros
+
+ROOT = Path(__file__).resolve().parents[2]
+_DOMAINS = count(os.getpid() % 90 + 110)
+
+
+@pytest.fixture
+def domain(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    return next(_DOMAINS) % 100 + 100
+
+
+@pytest.fixture
+def world(domain: int) -> Iterator[World]:
+    world = World(domain)
+    yield world
+    world.close()
+
+
+def start(domain: int, *arguments: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "2"}
+    env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{env.get('PYTHONPATH', '')}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "fusionocc_ros.node", *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """What the process says, up to and including a line with ``text``."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(f"it ended without saying {text!r}:\n{said}")
+
+
+@pytest.mark.slow
+def test_the_node_with_its_parameter_file_and_network_answers_and_ends_cleanly(world: World, domain: int) -> None:
+    vehicle = Vehicle(world.context)
+    world.add(vehicle.node)
+    arguments = ["--ros-args", "--params-file", str(ROOT / "config" / "occ.yaml"), "-p", "confidence:=true"]
+    arguments += ["-r", "__ns:=/car", "-r", "/car/lidar_top:=/lidar_top"]
+    for camera in OFFICIAL_CAMERAS:
+        for topic in ("image_rect_compressed", "camera_info"):
+            arguments += ["-r", f"/car/{camera.lower()}/{topic}:=/{camera.lower()}/{topic}"]
+    process = start(domain, *arguments)
+    try:
+        assert "untrained weights" in wait_for(process, "active")
+        got = world.collect(SemanticOccupancy, "/car/fusionocc/occupancy")
+        publishers = [vehicle.lidar, *vehicle.pictures.values(), *vehicle.infos.values(), vehicle.tf]
+        assert world.spin_until(lambda: all(p.get_subscription_count() for p in publishers))
+        for k in range(2):
+            vehicle.keyframe(START + k * S // 2)
+            assert world.spin_until(lambda n=k + 1: len(got) == n, 60), process.poll()
+        assert [stamp_to_ns(m.header.stamp) for m in got] == [START, START + S // 2]
+        occupancy = message_to_occupancy(got[-1])
+        assert occupancy.label_set == OCC3D_LABELS
+        assert occupancy.labels.shape == (200, 200, 16)
+        assert occupancy.confidence is not None
+        assert (got[-1].model, got[-1].trained_on) == ("fusionocc-tiny", "untrained weights")
+        assert list(got[-1].cameras) == list(OFFICIAL_CAMERAS)
+        vehicle.keyframe(START + S)  # it ends in the middle of work
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30)
+        assert process.returncode == 0, rest
+        assert "Traceback" not in rest
+        assert "terminate called" not in rest
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+def test_a_node_that_waits_to_be_configured_ends_cleanly_on_sigterm(domain: int) -> None:
+    process = start(domain, "--ros-args", "-p", "autostart:=false", "-p", "sync.tolerence:=0.1")
+    wait_for(process, "did you mean sync.tolerance?")
+    time.sleep(0.3)
+    process.terminate()
+    rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, rest
+    assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-p", "camera_names:=[]"], "camera_names: expected at least one name"),
+        (["-p", "sync.tolerance:=-3.0"], r"sync\.tolerance"),
+        (["-p", "checkpoint:=/nowhere/weights.pth"], "cannot configure: .*/nowhere/weights.pth"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_a_node_that_cannot_start_says_why_in_a_line_and_exits_with_an_error(
+    domain: int, arguments: list[str], text: str
+) -> None:
+    process = start(domain, "--ros-args", *arguments)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode in (1, 2)
+    assert re.search(text, said), said
+    assert "Traceback" not in said
