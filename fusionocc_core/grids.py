@@ -154,3 +154,46 @@ OCC3D_LABELS = LabelSet(
     name="occ3d", names=tuple(n for n, _ in _CLASSES), colors=tuple(c for _, c in _CLASSES), free=len(_CLASSES) - 1
 )
 """The 18 classes of Occ3D-nuScenes: 0 others to 16 vegetation as in nuScenes-lidarseg, 17 free."""
+
+_LIDARSEG_NAMES: dict[str, tuple[str, ...]] = {
+    "others": (
+        "noise",
+        "animal",
+        "human.pedestrian.personal_mobility",
+        "human.pedestrian.stroller",
+        "human.pedestrian.wheelchair",
+        "movable_object.debris",
+        "movable_object.pushable_pullable",
+        "static_object.bicycle_rack",
+        "vehicle.emergency.ambulance",
+        "vehicle.emergency.police",
+        "static.other",
+        "vehicle.ego",
+    ),
+    "barrier": ("movable_object.barrier",),
+    "bicycle": ("vehicle.bicycle",),
+    "bus": ("vehicle.bus.bendy", "vehicle.bus.rigid"),
+    "car": ("vehicle.car",),
+    "construction_vehicle": ("vehicle.construction",),
+    "motorcycle": ("vehicle.motorcycle",),
+    "pedestrian": (
+        "human.pedestrian.adult",
+        "human.pedestrian.child",
+        "human.pedestrian.construction_worker",
+        "human.pedestrian.police_officer",
+    ),
+    "traffic_cone": ("movable_object.trafficcone",),
+    "trailer": ("vehicle.trailer",),
+    "truck": ("vehicle.truck",),
+    "driveable_surface": ("flat.driveable_surface",),
+    "other_flat": ("flat.other",),
+    "sidewalk": ("flat.sidewalk",),
+    "terrain": ("flat.terrain",),
+    "manmade": ("static.manmade",),
+    "vegetation": ("static.vegetation",),
+}
+
+LIDARSEG_TO_OCC3D: dict[str, int] = {
+    raw: OCC3D_LABELS.names.index(name) for name, raws in _LIDARSEG_NAMES.items() for raw in raws
+}
+"""Name of each of the 32 nuScenes-lidarseg categories -> Occ3D class."""
