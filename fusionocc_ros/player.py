@@ -277,7 +277,7 @@ class Player:
                 raise TimeoutError(
                     f"no answer on {self._answers.topic} with the stamp {stamp_ns * 1e-9:.6f} of a sweep within "
                     f"{self._options.wait_timeout_s:g} s ({self.report.answered} of {self.report.awaited} answered); "
-                    "either the node dropped it (its log and /diagnostics say why), or it is slow: raise --wait-timeout"
+                    "either the node dropped it (its log and /diagnostics say why), or it is slow: allow more time"
                 )
             if self._ticker is not None:
                 self._ticker.tick()
