@@ -76,7 +76,7 @@ class Throttle:
         period_s: time between two messages of a kind.
     """
 
-    def __init__(self, period_s: float = 5.0) -> None:
+    def __init__(self, period_s: float) -> None:
         self._period_s = period_s
         self._last: dict[str, float] = {}
         self._held: Counter[str] = Counter()
@@ -112,6 +112,8 @@ class Report:
     """Sweeps that wait in the synchroniser, in the mailbox, or are worked on."""
     silence_s: dict[str, float]
     """Time since the last message of the LiDAR ("lidar") and of each camera; infinite where none came."""
+    silence_reasons: dict[str, str] = field(default_factory=dict)
+    """Of the sensors that are silent: what may be the matter."""
     extra: dict[str, int] = field(default_factory=dict)
 
 
@@ -133,9 +135,13 @@ def _status(
     return out
 
 
+def silent_sensors(silence_s: dict[str, float]) -> list[str]:
+    """Those that sent nothing for SILENT_AFTER_S."""
+    return [name for name, silence in silence_s.items() if silence > SILENT_AFTER_S]
+
+
 def _inputs(report: Report) -> DiagnosticStatus:
-    active = report.state == "active"
-    silent = [name for name, silence in report.silence_s.items() if silence > SILENT_AFTER_S] if active else []
+    silent = silent_sensors(report.silence_s) if report.state == "active" else []
     values: dict[str, object] = {"state": report.state}
     before = {"lidar": report.sync_before.received, **report.sync_before.pictures}
     for name, count in {"lidar": report.sync.received, **report.sync.pictures}.items():
@@ -146,6 +152,7 @@ def _inputs(report: Report) -> DiagnosticStatus:
     for (camera, cause), count in report.sync.pictures_dropped.items():
         values[f"{camera} pictures not kept: {cause}"] = count
     problems = [f"nothing from {', '.join(silent)} for {SILENT_AFTER_S:g} s"] if silent else []
+    problems += [f"{name}: {reason}" for name, reason in report.silence_reasons.items()]
     level = DiagnosticStatus.ERROR if "lidar" in silent else DiagnosticStatus.WARN
     return _status(report, "inputs", problems, values, level)
 

@@ -86,6 +86,7 @@ class Inputs:
         )
         policy = LidarAnchoredSync if parameters.sync_policy == LIDAR_ANCHORED else ApproximateTimeSync
         self.sync: LidarAnchoredSync[Any] | ApproximateTimeSync = policy(parameters.sync_config(), now_ns)
+        self._picture = CompressedImage if parameters.image_transport == COMPRESSED else Image
         self._arrived: dict[str, int] = {}
         self._sensors: list[Any] = []
         self._timer: Any = None
@@ -117,10 +118,9 @@ class Inputs:
 
     def start(self) -> None:
         """Follow pictures and sweeps."""
-        picture = CompressedImage if self._parameters.image_transport == COMPRESSED else Image
         for camera in self._parameters.cameras:
             callback = _bound(self._on_picture, camera.name)
-            self._sensors.append(self._subscribe(picture, camera.image_topic, callback))
+            self._sensors.append(self._subscribe(self._picture, camera.image_topic, callback))
         self._sensors.append(self._subscribe(PointCloud2, self._parameters.lidar_topic, self._on_sweep))
         self._timer = self._node.create_timer(POLL_PERIOD_S, self._poll, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -146,6 +146,24 @@ class Inputs:
         now = now_ns()
         names = ("lidar", *self._parameters.camera_names)
         return {n: (now - self._arrived[n]) / 1e9 if n in self._arrived else math.inf for n in names}
+
+    def explain_silence(self, name: str) -> str:
+        """Why nothing may come from the LiDAR ("lidar") or a camera: who publishes on its topic, and how."""
+        lidar = name == "lidar"
+        topics = {camera.name: camera.image_topic for camera in self._parameters.cameras}
+        topic = self._node.resolve_topic_name(self._parameters.lidar_topic if lidar else topics[name])
+        publishers = self._node.get_publishers_info_by_topic(topic)
+        if not publishers:
+            return f"nobody publishes {topic}"
+        wanted = _type_name(PointCloud2 if lidar else self._picture)
+        others = sorted({p.topic_type for p in publishers} - {wanted})
+        if others:
+            hint = "" if lidar else "; see image_transport"
+            return f"{topic} is {', '.join(others)}, not {wanted}{hint}"
+        best_effort = any(p.qos_profile.reliability == QoSReliabilityPolicy.BEST_EFFORT for p in publishers)
+        if best_effort and self._parameters.qos_reliability == RELIABLE:
+            return f"{topic} is published with best effort, which qos.reliability: reliable refuses"
+        return f"{topic} has a publisher that sends nothing, or all is lost on the way"
 
     def _subscribe(self, message: type, topic: str, callback: Callable[[Any], None]) -> Any:
         return self._node.create_subscription(
@@ -194,6 +212,10 @@ class Inputs:
             self._on_bad_message("bad_odometry", f"odometry of {moved!r} is ignored: {error}")
             return
         self.motion.odometry_frames(moved, fixed)
+
+
+def _type_name(message: type) -> str:
+    return f"{message.__module__.split('.')[0]}/msg/{message.__name__}"
 
 
 def _bound(callback: Callable[[str, Any], None], name: str) -> Callable[[Any], None]:

@@ -26,7 +26,15 @@ from fusionocc_ros import parameters as node_parameters
 from fusionocc_ros.assemble import Assembler
 from fusionocc_ros.causes import CAUSES
 from fusionocc_ros.dds import use_shipped_profile
-from fusionocc_ros.diagnostics import Report, Statistics, Throttle, WorkCounters, report_to_message
+from fusionocc_ros.diagnostics import (
+    SILENT_AFTER_S,
+    Report,
+    Statistics,
+    Throttle,
+    WorkCounters,
+    report_to_message,
+    silent_sensors,
+)
 from fusionocc_ros.ego_motion import Source
 from fusionocc_ros.engine import Engine, load_engine
 from fusionocc_ros.inputs import Inputs
@@ -39,6 +47,8 @@ from fusionocc_ros.work import Work
 EngineFactory = Callable[[NodeParameters], Engine]
 
 NAME = "fusionocc"
+LOG_PERIOD_S = 5.0
+"""Between two lines in the log about the same kind of trouble."""
 CLOSE_TIMEOUT_S = 4.0
 """How long the end of the process waits for the network; `ros2 launch` kills after five seconds."""
 
@@ -65,7 +75,7 @@ class OccNode(LifecycleNode):
         super().__init__(NAME, **node_arguments)
         self._engine_factory = engine_factory
         self._on_set = on_set
-        self._throttle = Throttle()
+        self._throttle = Throttle(LOG_PERIOD_S)
         self.statistics = Statistics()
         self.inputs: Inputs | None = None
         self.work: Work | None = None
@@ -76,6 +86,7 @@ class OccNode(LifecycleNode):
         self._timer: Any = None
         self._reported: tuple[float, SyncCounters, WorkCounters] = (0.0, SyncCounters(), WorkCounters())
         self._state = "unconfigured"
+        self._active_since = 0.0
         node_parameters.declare(self)
         for name, nearest in node_parameters.unknown_names(self).items():
             hint = f"; did you mean {nearest}?" if nearest else ""
@@ -113,8 +124,12 @@ class OccNode(LifecycleNode):
         result = super().on_activate(state)
         if self.work is not None:
             self.work.start()
-        self.inputs.start()
-        self._state = "active"
+        try:
+            self.inputs.start()
+        except Exception:
+            self.get_logger().error(f"cannot activate:\n{traceback.format_exc()}")
+            raise
+        self._state, self._active_since = "active", time.monotonic()
         self.get_logger().info("active")
         return result
 
@@ -140,6 +155,12 @@ class OccNode(LifecycleNode):
         self._take_down()
         self._state = "finalized"
         return result
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let go of everything after a transition that raised; the node can be configured again."""
+        self._take_down()
+        self._state = "unconfigured"
+        return super().on_error(state)
 
     def close(self) -> bool:
         """Let go of everything, without a transition; False where the network is still at work after some seconds."""
@@ -225,6 +246,11 @@ class OccNode(LifecycleNode):
         now, sync, work = time.monotonic(), copy.deepcopy(self.inputs.sync.counters), self.statistics.snapshot()
         then, sync_before, work_before = self._reported
         self._reported = (now, sync, work)
+        silence_s = self.inputs.silence_s()
+        active = self._state == "active" and now - self._active_since > SILENT_AFTER_S
+        reasons = {name: self.inputs.explain_silence(name) for name in silent_sensors(silence_s) if active}
+        for name, reason in reasons.items():
+            self._warn(f"silent {name}", f"nothing from {name}: {reason}")
         engine = self._engine or Engine(predict=_no_network, num_cameras=0, model="none")
         report = Report(
             node=self.get_fully_qualified_name().lstrip("/"),
@@ -239,7 +265,8 @@ class OccNode(LifecycleNode):
             work=work,
             work_before=work_before,
             in_hand=self.inputs.sync.pending + (self.work.in_hand if self.work else 0),
-            silence_s=self.inputs.silence_s(),
+            silence_s=silence_s,
+            silence_reasons=reasons,
             extra=dict(self._assembler.counters) if self._assembler else {},
         )
         self._diagnostics.publish(report_to_message(report))

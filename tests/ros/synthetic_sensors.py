@@ -217,6 +217,7 @@ class World:
     """One context with its own domain, spun by hand."""
 
     def __init__(self, domain_id: int) -> None:
+        self.domain_id = domain_id
         self.context = Context()
         rclpy.init(context=self.context, domain_id=domain_id)
         self.executor = SingleThreadedExecutor(context=self.context)

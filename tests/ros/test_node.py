@@ -18,6 +18,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import Odometry
 from rclpy.exceptions import ParameterException
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from synthetic_sensors import (
@@ -39,6 +40,7 @@ from fusionocc_ros import parameters as node_parameters
 from fusionocc_ros import publishers
 from fusionocc_ros.causes import CAUSES
 from fusionocc_ros.convert import message_to_occupancy, ns_to_stamp, stamp_to_ns
+from fusionocc_ros.inputs import Inputs
 from fusionocc_ros.node import OccNode, RosHandler
 
 pytestmark = pytest.mark.ros
@@ -537,6 +539,43 @@ def test_diagnostics_tell_rates_latency_and_drops(world: World) -> None:
     assert values["state"] == "active"
     assert world.spin_until(lambda: status(got[-1], "inputs").level == DiagnosticStatus.ERROR)
     assert "nothing from lidar, CAM_FRONT_LEFT" in status(got[-1], "inputs").message
+
+
+def test_sensors_that_are_silent_are_named_with_what_may_be_the_matter(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    vehicle = Vehicle(world.context)
+    world.add(vehicle.node)
+    elsewhere = World(world.domain_id)  # one process cannot have two types on one topic
+    elsewhere.add(Node("raw_camera", context=elsewhere.context)).create_publisher(Image, "/raw", 1)
+    topics = {"cameras__CAM_FRONT__image_topic": "/raw", "cameras__CAM_BACK__image_topic": "/nobody"}
+    node = start(world, FakeNetwork(), diagnostics_period=0.2, **topics)
+    got = world.collect(DiagnosticArray, "/diagnostics")
+    assert world.spin_until(lambda: any("CAM_FRONT:" in status(d, "inputs").message for d in got))
+    elsewhere.close()
+    message = status(got[-1], "inputs").message
+    assert "CAM_FRONT: /raw is sensor_msgs/msg/Image, not sensor_msgs/msg/CompressedImage; see image_tr" in message
+    assert "CAM_BACK: nobody publishes /nobody" in message
+    assert "lidar: /lidar_top" in message
+    text = capfd.readouterr().err
+    assert text.count("nothing from CAM_BACK: nobody publishes /nobody") == 1
+    assert node.inputs.explain_silence("CAM_BACK_LEFT").endswith("sends nothing, or all is lost on the way")
+
+
+def test_an_activation_that_fails_is_logged_and_the_node_can_start_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    node = world.add(OccNode(engine_factory=FakeNetwork(), context=world.context))
+
+    def fail(_inputs: Any) -> None:
+        raise RuntimeError("no room on this topic")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Inputs, "start", fail)
+        assert not node.start()
+    assert "no room on this topic" in capfd.readouterr().err
+    assert node.inputs is None
+    assert node.start()
 
 
 # ---- lifecycle and parameters ----------------------------------------------------------------------------------------
