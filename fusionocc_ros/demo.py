@@ -320,6 +320,9 @@ def ros_environment() -> Iterator[None]:
         "RCUTILS_LOGGING_USE_STDOUT": "1",
         "RCUTILS_COLORIZED_OUTPUT": "0",
     }
+    if os.environ.get("ROS_DISTRO") == "humble":
+        # It does not know the discovery range yet.
+        settings["ROS_LOCALHOST_ONLY"] = "1"
     before = {name: os.environ.get(name) for name in (*settings, *PROFILE_VARIABLES)}
     os.environ.update(settings)
     use_shipped_profile()

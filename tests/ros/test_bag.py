@@ -10,6 +10,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.geometry import apply, inverse, project, rotation_from_quaternion_xyzw, transform
+from fusionocc_ros import commands
 from fusionocc_ros.bag import choose_scene, write_bag
 from fusionocc_ros.bag_messages import Trajectory, sensor_frame
 from fusionocc_ros.bag_reader import Bag, offered_quality, stamp_of
@@ -280,3 +281,19 @@ def test_custom_data_survives_long_scenes(tmp_path):
     with Bag(summary.path) as bag:
         assert sorted(bag.keyframe_stamps_ns) == sorted(summary.keyframe_stamps_ns)
     assert len(json.dumps(summary.keyframe_stamps_ns)) > 800
+
+
+def test_command_line(tree, tmp_path, capsys):
+    out = tmp_path / "b"
+    arguments = ["bag", "from-nuscenes", str(tree.root), "--out", str(out), "--storage", "sqlite3"]
+    assert commands.main([*arguments, "--scene", "scene-0016"]) == 2
+    assert "did you mean scene-0061" in capsys.readouterr().err
+    assert not out.exists()
+    assert commands.main([*arguments, "--scene", "scene-0061", "--keyframes-only", "--most-keyframes", "3"]) == 0
+    rows = {
+        line.split("│")[1].strip(): line.split("│")[2].strip()
+        for line in capsys.readouterr().out.splitlines()
+        if "│" in line
+    }
+    assert rows["/lidar_top"] == rows["/cam_back/camera_info"] == "3"
+    assert (out / "b.db3").is_file()
