@@ -99,14 +99,6 @@ def _records(data: NDArray[np.uint8], layout: CloudLayout, name: str) -> NDArray
             f"{layout.point_step} bytes need {needed}: truncated",
         )
     structure = _structure(layout, name)
-    missing = [axis for axis in "xyz" if axis not in (structure.names or ())]
-    if missing:
-        raise DropFrame(
-            BAD_CLOUD,
-            f"{name}: PointCloud2 has no field {', '.join(missing)}; its fields are "
-            f"{', '.join(f[0] for f in layout.fields) or 'none'}; expected x, y, z and, where the sensor has them, "
-            "intensity and ring",
-        )
     rows = np.lib.stride_tricks.as_strided(data, (layout.height, row), (layout.row_step, 1))
     return np.ascontiguousarray(rows).reshape(-1).view(structure)
 
@@ -127,27 +119,32 @@ def read_cloud(
         DropFrame: no x, y, z; truncated; empty or without finite points.
     """
     records = _records(data, layout, name)
+    return points_from_records(records, beams=beams, intensity_scale=intensity_scale, name=name)
+
+
+def points_from_records(records: NDArray[np.void], *, beams: BeamLayout, intensity_scale: float, name: str) -> Cloud:
+    """Points (P, 5) from a structured array with a field for each value; arguments and errors as for read_cloud."""
     names = records.dtype.names or ()
+    missing = [axis for axis in "xyz" if axis not in names]
+    if missing:
+        raise DropFrame(
+            BAD_CLOUD,
+            f"{name}: PointCloud2 has no field {', '.join(missing)}; its fields are {', '.join(names) or 'none'}; "
+            "expected x, y, z and, where the sensor has them, intensity and ring",
+        )
     finite = np.isfinite(records["x"]) & np.isfinite(records["y"]) & np.isfinite(records["z"])
     dropped = len(records) - int(finite.sum())
     if dropped == len(records):
         raise DropFrame(EMPTY_CLOUD, f"{name}: none of the {len(records)} points of the PointCloud2 is finite")
     if dropped:
         records = records[finite]
-    points = np.empty((len(records), 5), dtype=np.float32)
+    points = np.zeros((len(records), 5), dtype=np.float32)
     for column, axis in enumerate("xyz"):
         points[:, column] = records[axis]
-    filled = []
     intensity = next((n for n in INTENSITY_NAMES if n in names), None)
-    if intensity is None:
-        points[:, 3] = 0
-        filled.append("intensity")
-    else:
+    if intensity is not None:
         points[:, 3] = np.nan_to_num(records[intensity].astype(np.float32) * np.float32(intensity_scale))
     ring = next((n for n in RING_NAMES if n in names), None)
-    if ring is None:
-        points[:, 4] = beams.rings(points[:, :3])
-        filled.append("ring")
-    else:
-        points[:, 4] = np.nan_to_num(records[ring].astype(np.float32))
-    return Cloud(points=points, dropped=dropped, filled=tuple(filled))
+    points[:, 4] = beams.rings(points[:, :3]) if ring is None else np.nan_to_num(records[ring].astype(np.float32))
+    filled = tuple(column for column, found in (("intensity", intensity), ("ring", ring)) if found is None)
+    return Cloud(points=points, dropped=dropped, filled=filled)

@@ -26,7 +26,7 @@ from fusionocc_core.structures import Occupancy
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros import pictures
 from fusionocc_ros.causes import BAD_ENCODING, DropFrame
-from fusionocc_ros.clouds import BeamLayout, Cloud, CloudLayout, read_cloud
+from fusionocc_ros.clouds import BeamLayout, Cloud, CloudLayout, points_from_records, read_cloud
 from fusionocc_ros.lenses import Calibration, Lens, choose_lens
 from fusionocc_ros.voxels import occupied_mask, packed_colors, surface_mask
 
@@ -124,11 +124,12 @@ def cloud_to_points(
         row_step=message.row_step,
         is_bigendian=message.is_bigendian,
     )
-    data = message_bytes(message.data)
     if reader == "sensor_msgs_py" and message.width and message.height:
         from sensor_msgs_py import point_cloud2
 
-        data = np.ascontiguousarray(point_cloud2.read_points(message)).view(np.uint8).reshape(-1)
+        records = point_cloud2.read_points(message)
+        return points_from_records(records, beams=beams, intensity_scale=intensity_scale, name=name)
+    data = message_bytes(message.data)
     return read_cloud(data, layout, beams=beams, intensity_scale=intensity_scale, name=name)
 
 

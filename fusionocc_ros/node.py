@@ -17,6 +17,7 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -91,6 +92,8 @@ class OccNode(LifecycleNode):
         for name, nearest in node_parameters.unknown_names(self).items():
             hint = f"; did you mean {nearest}?" if nearest else ""
             self.get_logger().warning(f"parameter {name} is set but not known{hint}")
+
+        self.add_on_set_parameters_callback(self._refuse_change)
 
     @property
     def autostart(self) -> bool:
@@ -201,6 +204,17 @@ class OccNode(LifecycleNode):
                 f"{self._engine.model} ({self._engine.trained_on}) on {self._engine.device}, "
                 f"{len(parameters.camera_names)} cameras"
             )
+
+    def _refuse_change(self, changes: list[Any]) -> SetParametersResult:
+        """Parameters are read at configuration: a later change would be accepted and do nothing."""
+        ours = node_parameters.known_names(self)
+        late = [change.name for change in changes if change.name in ours]
+        if late and self._state not in ("unconfigured", "finalized"):
+            return SetParametersResult(
+                successful=False,
+                reason=f"{', '.join(late)}: read when the node is configured; deactivate and clean up first",
+            )
+        return SetParametersResult(successful=True)
 
     def _take_down(self) -> bool:
         ended = True

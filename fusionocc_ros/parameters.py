@@ -376,10 +376,15 @@ def _checked(node: Node, spec: ParameterSpec) -> Value:
     return tuple(value) if isinstance(value, list) else value
 
 
+def known_names(node: Node) -> list[str]:
+    """The names of all parameters, those of the node's cameras included."""
+    cameras = [spec.name for camera in _camera_names(node) for spec in camera_table(camera)]
+    return [spec.name for spec in table()] + cameras
+
+
 def unknown_names(node: Node) -> dict[str, str]:
     """Parameters set from outside that the node does not have, each with the nearest that it has, or ""."""
-    known = [spec.name for spec in table()]
-    known += [spec.name for camera in _camera_names(node) for spec in camera_table(camera)]
+    known = known_names(node)
     given = getattr(node, "_parameter_overrides", {})  # rclpy has no public way to ask
     ours = ("use_sim_time", "start_type_description_service")
     unknown = [n for n in given if n not in known and n not in ours and not n.startswith("qos_overrides.")]

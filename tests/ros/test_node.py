@@ -674,6 +674,21 @@ def test_a_parameter_that_does_not_exist_is_named_with_the_nearest_that_does(
     assert "sync.tolerence is set but not known; did you mean sync.tolerance?" in capfd.readouterr().err
 
 
+def test_parameters_cannot_be_changed_without_effect(world: World) -> None:
+    node = world.add(OccNode(engine_factory=FakeNetwork(), context=world.context))
+    assert node.set_parameters([Parameter("sync.tolerance", value=0.07)])[0].successful
+    assert node.start()
+    (result,) = node.set_parameters([Parameter("sync.tolerance", value=0.09)])
+    assert not result.successful
+    assert "sync.tolerance: read when the node is configured" in result.reason
+    node.trigger_deactivate()
+    node.trigger_cleanup()
+    assert node.set_parameters([Parameter("camera_names", value=["A", "B"])])[0].successful
+    assert node.start()
+    assert node.inputs.sync.config.tolerance_ns == 70 * MS
+    assert node.inputs.sync.config.cameras == ("A", "B")
+
+
 def test_parameters_of_cameras_follow_their_names(world: World) -> None:
     values = parameters(camera_names=["LEFT", "RIGHT"], cameras__LEFT__image_topic="/left/pictures")
     values.append(Parameter("cameras.RIGHT.time_offset", value=-0.02))
