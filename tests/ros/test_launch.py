@@ -1,0 +1,256 @@
+"""Launch files, rviz configuration and parameter files against the node: names, files, topics, QoS, defaults.
+
+`ros2 launch` and rviz2 come with a ROS installation and are not on PyPI: without them the files are read, not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fusionocc_ros.causes import CAUSES
+from fusionocc_ros.dds import PROFILE_VARIABLES
+from fusionocc_ros.inputs import sensor_qos
+from fusionocc_ros.parameters import OFFICIAL_CAMERAS, NodeParameters, camera_table, table
+from fusionocc_ros.publishers import OUTPUT_QOS
+from fusionocc_ros.rig import load_rig
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = {name: ROOT / "launch" / f"{name}.launch.py" for name in ("occ", "replay")}
+
+
+@pytest.fixture(params=LAUNCH)
+def tree(request: pytest.FixtureRequest) -> ast.Module:
+    return parse(request.param)
+
+
+def parse(name: str) -> ast.Module:
+    source = LAUNCH[name].read_text()
+    compile(source, LAUNCH[name], "exec")
+    return ast.parse(source)
+
+
+def constant(tree: ast.Module, name: str) -> ast.expr:
+    (value,) = [
+        n.value
+        for n in tree.body
+        if isinstance(n, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in n.targets)
+    ]
+    return value
+
+
+def keys(tree: ast.Module, name: str) -> list[str]:
+    value = constant(tree, name)
+    assert isinstance(value, ast.Dict)
+    return [ast.literal_eval(key) for key in value.keys]
+
+
+def calls(tree: ast.Module, function: str) -> list[dict[str, ast.expr]]:
+    return [
+        {k.arg: k.value for k in node.keywords if k.arg}
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == function
+    ]
+
+
+def share_paths(tree: ast.Module) -> set[str]:
+    """Every SHARE / "a" / "b" of a file."""
+
+    def path(node: ast.expr) -> str | None:
+        if isinstance(node, ast.Name) and node.id == "SHARE":
+            return ""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            left = path(node.left)
+            return None if left is None else f"{left}/{ast.literal_eval(node.right)}"
+        return None
+
+    found = {path(node) for node in ast.walk(tree) if isinstance(node, ast.BinOp)}
+    return {p.lstrip("/") for p in found if p and "." in p}
+
+
+def test_files_that_launch_files_name_exist_and_are_installed(tree: ast.Module) -> None:
+    setup = (ROOT / "setup.py").read_text()
+    paths = share_paths(tree)
+    assert paths
+    for path in paths:
+        assert (ROOT / path).is_file(), path
+        folder, name = path.split("/")
+        patterns = re.findall(rf'glob\("{folder}/([^"]+)"\)', setup)
+        assert any(Path(name).match(pattern) for pattern in patterns), path
+
+
+def test_packages_and_executables_that_launch_files_name_are_dependencies_and_exist(tree: ast.Module) -> None:
+    package = ElementTree.parse(ROOT / "package.xml").getroot()
+    depends = {e.text for tag in ("depend", "exec_depend") for e in package.findall(tag)}
+    for node in calls(tree, "Node"):
+        name, executable = ast.literal_eval(node["package"]), ast.literal_eval(node["executable"])
+        if name == "fusionocc_ros":
+            assert (ROOT / "resource" / executable).is_file()
+            assert f"{executable} = fusionocc_ros.node:main" in (ROOT / "setup.py").read_text()
+        else:
+            assert name in depends
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            top = str(node.module).split(".")[0]
+            assert top in depends or top in ("pathlib", "collections"), top
+
+
+def test_arguments_that_are_handed_to_the_node_are_its_parameters() -> None:
+    tree = parse("occ")
+    overrides = ast.literal_eval(constant(tree, "OVERRIDES"))
+    assert set(overrides) <= {spec.name for spec in table()}
+    assert set(overrides) <= set(keys(tree, "ARGUMENTS"))
+    used = {
+        ast.literal_eval(n.slice)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Subscript)
+        and isinstance(n.value, ast.Name)
+        and n.value.id == "values"
+        and isinstance(n.slice, ast.Constant)
+    }
+    assert used | set(overrides) == set(keys(tree, "ARGUMENTS"))
+    assert ast.literal_eval(constant(tree, "DDS_PROFILE_VARIABLES")) == PROFILE_VARIABLES
+
+
+def test_replay_passes_on_arguments_that_occ_has_and_plays_with_arguments_that_the_player_has() -> None:
+    from fusionocc_ros import commands
+
+    tree = parse("replay")
+    assert set(keys(tree, "PASSED_ON")) <= set(keys(parse("occ"), "ARGUMENTS"))
+    parser = argparse.ArgumentParser()
+    commands.add_parser(parser.add_subparsers())
+    arguments = parser.parse_args(["bag", "play", "street_bag", "--rate", "0.5", "--clock", "100", "--loop"])
+    assert (arguments.bag, arguments.rate, arguments.clock, arguments.loop) == (Path("street_bag"), 0.5, 100.0, True)
+    strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    assert {"--rate", "--clock", "--loop"} <= strings
+
+
+def test_launch_files_give_a_launch_description() -> None:
+    reason = "launch and launch_ros come with a ROS installation and are not on PyPI"
+    pytest.importorskip("launch_ros", reason=reason)
+    from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+    from launch import LaunchContext, LaunchDescription
+
+    for path in LAUNCH.values():
+        description = PythonLaunchDescriptionSource(str(path)).get_launch_description(LaunchContext())
+        assert isinstance(description, LaunchDescription)
+
+
+def displays() -> dict[str, dict[str, Any]]:
+    config = yaml.safe_load((ROOT / "rviz" / "occ.rviz").read_text())
+    return {d["Name"]: d for d in config["Visualization Manager"]["Displays"]}
+
+
+RVIZ_TOPICS = {
+    "Voxels": ("rviz_default_plugins/PointCloud2", "/fusionocc/voxels", "Reliable"),
+    "Voxels as markers": ("rviz_default_plugins/MarkerArray", "/fusionocc/markers", "Reliable"),
+    "LiDAR": ("rviz_default_plugins/PointCloud2", "/lidar_top", "Best Effort"),
+}
+
+
+def test_rviz_shows_the_topics_of_the_node_with_qos_that_match() -> None:
+    config = yaml.safe_load((ROOT / "rviz" / "occ.rviz").read_text())
+    with_topics = {name: d for name, d in displays().items() if "Topic" in d}
+    assert set(with_topics) == set(RVIZ_TOPICS)
+    for name, (kind, topic, reliability) in RVIZ_TOPICS.items():
+        display = with_topics[name]
+        assert display["Class"] == kind
+        assert display["Topic"]["Value"] == topic
+        # A subscriber may ask for less than the publisher offers, never for more.
+        assert display["Topic"]["Reliability Policy"] == reliability
+        assert display["Topic"]["Durability Policy"] == "Volatile"
+    assert OUTPUT_QOS.reliability.name == "RELIABLE"
+    assert sensor_qos(NodeParameters()).reliability.name == "BEST_EFFORT"
+    assert ast.literal_eval(constant(parse("occ"), "OUTPUTS"))[1:] == tuple(
+        RVIZ_TOPICS[n][1] for n in ("Voxels as markers", "Voxels", "LiDAR")
+    )
+    assert config["Visualization Manager"]["Global Options"]["Fixed Frame"] == NodeParameters().base_frame
+    assert NodeParameters().lidar_topic == "lidar_top"
+
+
+def flat(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in entries.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def parameters_of(name: str) -> dict[str, Any]:
+    content = yaml.safe_load((ROOT / "config" / name).read_text())
+    assert list(content) == ["/**"]
+    assert list(content["/**"]) == ["ros__parameters"]
+    return flat(content["/**"]["ros__parameters"])
+
+
+def declared() -> dict[str, Any]:
+    rows = [*table(), *(row for camera in OFFICIAL_CAMERAS for row in camera_table(camera))]
+    return {row.name: list(row.default) if isinstance(row.default, tuple) else row.default for row in rows}
+
+
+def test_occ_yaml_equals_the_defaults_in_the_code() -> None:
+    in_file, in_code = parameters_of("occ.yaml"), declared()
+    assert in_file == in_code
+    # ROS does not take 1 for 1.0.
+    assert {k: type(v) for k, v in in_file.items()} == {k: type(v) for k, v in in_code.items()}
+
+
+def test_nuscenes_yaml_only_sets_parameters_that_exist() -> None:
+    in_code = declared()
+    for name, value in parameters_of("nuscenes.yaml").items():
+        assert isinstance(value, type(in_code[name])), name
+
+
+def test_the_example_rig_can_be_read() -> None:
+    rig = load_rig(ROOT / "config" / "rig_example.yaml")
+    assert tuple(rig.cameras) == OFFICIAL_CAMERAS == tuple(rig.calibrations)
+    assert rig.base_frame == NodeParameters().base_frame
+
+
+def test_the_dds_profile_is_xml_with_shared_memory_for_every_participant() -> None:
+    root = ElementTree.parse(ROOT / "config" / "fastdds_shm.xml").getroot()
+    text = {e.tag.split("}")[1]: (e.text or "").strip() for e in root.iter()}
+    assert int(text["segment_size"]) == 128 * 2**20
+    assert int(text["maxMessageSize"]) > 1600 * 900 * 3
+    assert text["useBuiltinTransports"] == "false"
+
+
+# ---- docs ------------------------------------------------------------------------------------------------------------
+
+DOCS = ROOT / "docs" / "ros.md"
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table below a heading."""
+    section = DOCS.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(value)
+    return str(value)
+
+
+def test_the_docs_list_every_parameter_with_its_default_and_range() -> None:
+    specs = [*table(), *camera_table("<NAME>")]
+    expected = []
+    for spec in specs:
+        limits = f"{spec.low:g} to {spec.high:g}" if spec.low is not None else ", ".join(spec.choices)
+        default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
+        expected.append([spec.name, shown(default).replace("<name>", "<name>"), limits, spec.description])
+    assert rows("Parameters") == expected
+
+
+def test_the_docs_list_every_cause_of_a_dropped_sweep() -> None:
+    assert dict(rows("Why a sweep gives no occupancy")) == CAUSES
