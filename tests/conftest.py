@@ -14,6 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_SHARED = "shared/ is not beside the checkout"
 OPTIONAL_PACKAGES = {
     "torch_scatter": 1,
+    "launch_ros": 1,
+    "message_filters": 1,
+    "cv_bridge": 1,
+    "sensor_msgs_py": 1,
 }
 """How many tests each optional package has, all of which skip where it is not installed."""
 
