@@ -33,19 +33,28 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a mistake of the user's is one line on stderr and exit code 2, not a traceback."""
-    args = make_parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    """Run `fusionocc`."""
+    return run_command(make_parser(), arguments)
+
+
+def run_command(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
+    """Run what the arguments ask for; a mistake of the user's is one line on stderr and exit code 2, not a traceback.
+
+    Args:
+        parser: its commands have set ``run=function(args) -> exit code``.
+        arguments: None takes those of the process.
+    """
+    args = parser.parse_args(arguments)
+    verbose = getattr(args, "verbose", False)
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     try:
         return int(args.run(args))
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        if args.verbose:
+        if verbose:
             logging.getLogger(__name__).exception("the command failed")
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]fusionocc: error:[/] {escape(str(error))}", highlight=False
-        )
+        text = f"[bold red]fusionocc: error:[/] {escape(str(error))}"
+        Console(stderr=True, soft_wrap=True).print(text, highlight=False)
         return 2
     except KeyboardInterrupt:
         return 130

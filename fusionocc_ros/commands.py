@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fusionocc_core.cli import run_command
 
 if TYPE_CHECKING:
     from fusionocc_core.data.nuscenes_tables import SensorRecord
@@ -192,18 +193,10 @@ def _print_report(report: PlayReport) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one of this package's commands; mistakes are one line on stderr and exit code 2, as in `fusionocc`."""
+    """Run one of this package's commands."""
     parser = argparse.ArgumentParser(prog="fusionocc", allow_abbrev=False)
     add_parser(parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
-    args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        return int(args.run(args))
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.stderr.write(f"fusionocc: error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(parser, arguments)
 
 
 if __name__ == "__main__":
