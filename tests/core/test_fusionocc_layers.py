@@ -271,6 +271,12 @@ def test_resnet_maps_and_recomputation():
     torch.testing.assert_close(*gradients)
 
 
+def test_fresh_3d_convolutions_keep_the_size_of_gradients():
+    """Kaiming-normal over the fan-out, as the official code starts its convolution modules."""
+    conv = ResNet3d(ResNet3dConfig(channels=(32,), blocks=(1,), strides=(1,)), 16).layers[0][0].conv1.conv
+    assert conv.weight.std().item() == pytest.approx((2 / (32 * 27)) ** 0.5, rel=0.05)
+
+
 def test_head_turns_the_axes():
     """A voxel's scores depend on that voxel alone, and appear at [x, y, z]."""
     head = OccupancyHead(3, 5)
