@@ -306,7 +306,7 @@ def main(args: list[str] | None = None) -> int:
         if profile is not None:
             node.get_logger().debug(f"Fast DDS profile: {profile}")
         if node.autostart and not node.start():
-            return 1
+            return 1 if rclpy.ok() else 0  # interrupted while the network was loaded
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         executor.spin()

@@ -108,6 +108,15 @@ def test_a_node_that_waits_to_be_configured_ends_cleanly_on_sigterm(domain: int)
     assert "Traceback" not in rest
 
 
+def test_an_interrupt_while_the_network_is_loaded_ends_it_cleanly(domain: int) -> None:
+    process = start(domain, "--ros-args", "-p", "sync.tolerence:=0.1")
+    wait_for(process, "did you mean sync.tolerance?")
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, rest
+    assert "Traceback" not in rest
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
