@@ -28,8 +28,8 @@ from fusionocc_core.grids import LIDARSEG_TO_OCC3D, OCC3D_LABELS
 CELL = 8
 """Pixels a cell, both ways."""
 UNPAINTED = OCC3D_LABELS.free
-_ABOVE, _BELOW, _LEFT, _RIGHT = 8, 8, 4, 4
-"""A point paints this many pixels around its own (those below and to the right: exclusive)."""
+_BELOW, _LEFT, _RIGHT = 8, 4, 4
+"""A point paints this many pixels around its own, as many above as below; below and to the right exclusive."""
 _NEAREST_M = 0.1
 _FAR_MAP_M = 1e5
 """Beyond this, map coordinates in float32 are off by centimetres."""
@@ -142,11 +142,17 @@ def paint_pictures(
         lidar: the sweep's record: sensor2ego and ego2global.
         cameras: with intrinsics, and width and height of the pictures.
     """
-    near = _maybe_seen(points, lidar, cameras)
-    return [
-        _paint(_project(points[rows], lidar, camera), classes[rows], camera)
-        for rows, camera in zip(near, cameras, strict=True)
-    ]
+    xyz = np.ascontiguousarray(points[:, :3].T)
+    origin = lidar.ego2global[:3, 3]
+    origin = np.round(origin) if np.abs(origin).max() > _FAR_MAP_M else np.zeros(3)
+    to_map = [(lidar.sensor2ego, lidar.sensor2ego[:3, 3]), (lidar.ego2global, lidar.ego2global[:3, 3] - origin)]
+    to_map = [(a2b[:3, :3], shift.astype(np.float32)[:, None]) for a2b, shift in to_map]
+    maps, scratch = [], np.empty((2, len(points)), np.float32)
+    for camera, bounds in zip(cameras, _bounds(lidar, cameras), strict=True):
+        near = _maybe_seen(xyz, bounds, scratch)
+        pixels = _project(np.take(xyz, near, axis=1), to_map, camera, origin)
+        maps.append(_paint(pixels, classes[near], camera))
+    return maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,51 +161,60 @@ class _Pixels:
 
     inside: NDArray[np.bool_]
     """(P,) which fall into it."""
-    u: NDArray[np.int32]
+    u: NDArray[np.intp]
     """Of these, truncated."""
-    v: NDArray[np.int32]
+    v: NDArray[np.intp]
 
 
 def _paint(pixels: _Pixels, classes: NDArray[np.uint8], camera: SensorRecord) -> NDArray[np.uint8]:
-    """Set the one column and two rows of cells that each rectangle covers."""
-    (height, width), u, v = map_shape(camera), pixels.u, pixels.v
-    row = np.maximum(v - (_ABOVE - CELL + 1), 0) // CELL
-    column = np.maximum(u - (_LEFT - CELL + 1), 0) // CELL
-    across = column * CELL < np.minimum(u + _RIGHT, camera.width - 1)
-    last_row = np.minimum(v + _BELOW, camera.height - 1)
-    # What a rectangle does not reach goes to one spare cell at the end.
-    spare = height * width
-    first = row * width + column
-    cells = np.empty((len(row), 2), np.int32)
-    cells[:, 0] = np.where(across & (row * CELL < last_row), first, spare)
-    cells[:, 1] = np.where(across & ((row + 1) * CELL < last_row), first + width, spare)
-    canvas = np.full(spare + 1, UNPAINTED, np.uint8)
+    """Set the one column and two rows of cells that each rectangle covers.
+
+    Of the rows y - 8 ... y + 7 two are multiples of 8, of the columns x - 4 ... x + 3 one is. What falls off the
+    picture goes to a rim that is cut off: one row above, and what begins at its last row or column or beyond.
+    """
+    height, width = map_shape(camera)
+    wide, high = (camera.width + _RIGHT) // CELL + 1, (camera.height + _BELOW) // CELL + 2
+    cells = np.empty((len(pixels.u), 2), np.intp)
+    row_below_rim = (pixels.v + (CELL - 1)) // CELL
+    np.add(row_below_rim * wide, (pixels.u + (CELL - 1 - _LEFT)) // CELL, out=cells[:, 0])
+    np.add(cells[:, 0], wide, out=cells[:, 1])
+    canvas = np.full(high * wide, UNPAINTED, np.uint8)
     # Of several values for one cell NumPy keeps the last, which is the rule.
     canvas[cells.ravel()] = np.repeat(classes[pixels.inside], 2)
-    return canvas[:spare].reshape(height, width)
+    painted = canvas.reshape(high, wide)[1 : 1 + -(-(camera.height - 1) // CELL), : -(-(camera.width - 1) // CELL)]
+    out = np.full((height, width), UNPAINTED, np.uint8)
+    out[: painted.shape[0], : painted.shape[1]] = painted
+    return out
 
 
-def _project(points: NDArray[np.float32], lidar: SensorRecord, camera: SensorRecord) -> _Pixels:
-    """Where the points (P, 3) fall in the picture.
+def _project(
+    xyz: NDArray[np.float32],
+    to_map: Sequence[tuple[NDArray[np.float64], NDArray[np.float32]]],
+    camera: SensorRecord,
+    origin: NDArray[np.float64],
+) -> _Pixels:
+    """Where points (3, P) in the LiDAR's axes fall in the picture.
 
     The reference carries points through map coordinates in float32, which moves some to the next pixel; so do we, but
-    where the map's origin is so far that this would be useless.
+    from another origin where the map's is so far that this would be useless.
+
+    Args:
+        xyz: the points.
+        to_map: rotations and translations from the LiDAR to the ego vehicle and on to the map, from ``origin``.
+        camera: with intrinsics.
+        origin: map coordinates, metres.
     """
-    origin = lidar.ego2global[:3, 3]
-    origin = np.round(origin) if np.abs(origin).max() > _FAR_MAP_M else np.zeros(3)
-    xyz = np.ascontiguousarray(points[:, :3].T)
-    none = np.zeros(3)
-    for a2b, shift in ((lidar.sensor2ego, none), (lidar.ego2global, origin)):
-        xyz = (a2b[:3, :3] @ xyz).astype(np.float32)
-        xyz += (a2b[:3, 3] - shift).astype(np.float32)[:, None]
-    for a2b, shift in ((camera.ego2global, origin), (camera.sensor2ego, none)):
-        xyz += (shift - a2b[:3, 3]).astype(np.float32)[:, None]
+    for rotation, shift in to_map:
+        xyz = (rotation @ xyz).astype(np.float32)
+        xyz += shift
+    for a2b, towards in ((camera.ego2global, origin), (camera.sensor2ego, 0.0)):
+        xyz += (towards - a2b[:3, 3]).astype(np.float32)[:, None]
         xyz = (a2b[:3, :3].T @ xyz).astype(np.float32)
-    u, v, z = _intrinsics(camera) @ xyz.astype(np.float64)
+    u, v, z = _intrinsics(camera) @ xyz
     with np.errstate(divide="ignore", invalid="ignore"):
         u, v = u / z, v / z
         inside = (z > _NEAREST_M) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
-    return _Pixels(inside=inside, u=u[inside].astype(np.int32), v=v[inside].astype(np.int32))
+    return _Pixels(inside=inside, u=u[inside].astype(np.intp), v=v[inside].astype(np.intp))
 
 
 def _intrinsics(camera: SensorRecord) -> NDArray[np.float64]:
@@ -207,30 +222,31 @@ def _intrinsics(camera: SensorRecord) -> NDArray[np.float64]:
     return camera.intrinsics
 
 
-def _maybe_seen(
-    points: NDArray[np.float32], lidar: SensorRecord, cameras: Sequence[SensorRecord]
-) -> list[NDArray[np.int64]]:
-    """For each camera the rows of the points in its picture and in a margin around it, by one quick product for all.
+def _bounds(lidar: SensorRecord, cameras: Sequence[SensorRecord]) -> NDArray[np.float32]:
+    """(C, 2, 4) that takes (x, y, z, 1) in the LiDAR's axes to z (u - W / 2) and z W / 2, enlarged by a margin.
 
-    In the picture means |u z - z W / 2| < z W / 2 and the same for v and H: four rows of a product for each camera.
+    A point between the left and right edge of the picture gives less in the first, in size, than in the second.
     """
     lidar2global = lidar.ego2global @ lidar.sensor2ego
-    cams2global = np.stack([camera.ego2global @ camera.sensor2ego for camera in cameras])
-    lidar2cams = (inverse(cams2global) @ lidar2global)[:, :3]
-    halves = [(camera.width / 2, camera.height / 2) for camera in cameras]
-    bounds = np.array([[(1, 0, -w), (0, 0, w), (0, 1, -h), (0, 0, h)] for w, h in halves])
-    intrinsics = np.stack([_intrinsics(camera) for camera in cameras])
-    rows = bounds @ intrinsics @ lidar2cams
-    # Metres; the way through float32 map coordinates costs 1e-7 of their size a few times over.
-    margin = 0.02 + 1e-6 * min(np.abs(lidar.ego2global[:3, 3]).max(), _FAR_MAP_M)
-    # Errors of z count with cx and cy, too, which are less than the picture's size.
-    rows[:, (1, 3), 3] += margin * (intrinsics[:, (0, 1), (0, 1)] + 2 * bounds[:, (1, 3), 2])
-    rows = rows.astype(np.float32)
-    xyz = np.ascontiguousarray(points[:, :3].T)
-    product = (rows[:, :, :3].reshape(-1, 3) @ xyz).reshape(len(cameras), 4, -1)
-    product += rows[:, :, 3:]
-    near = (np.abs(product[:, 0]) < product[:, 1]) & (np.abs(product[:, 2]) < product[:, 3])
-    return [np.flatnonzero(row) for row in near]
+    # The way through float32 map coordinates costs 1e-7 of their size, metres, a few times over. An error across counts
+    # with the focal length, one along the view with cx, which is less than the picture's width.
+    metres = 0.02 + 1e-6 * min(np.abs(lidar2global[:3, 3]).max(), _FAR_MAP_M)
+    out = np.empty((len(cameras), 2, 4))
+    for rows, camera in zip(out, cameras, strict=True):
+        lidar2cam = inverse(camera.ego2global @ camera.sensor2ego) @ lidar2global
+        k = _intrinsics(camera)
+        rows[:] = np.stack([k[0] - (0, 0, camera.width / 2), (0, 0, camera.width / 2)]) @ lidar2cam[:3]
+        rows[1, 3] += metres * (k[0, 0] + camera.width)
+    return out.astype(np.float32)
+
+
+def _maybe_seen(
+    xyz: NDArray[np.float32], bounds: NDArray[np.float32], scratch: NDArray[np.float32]
+) -> NDArray[np.intp]:
+    """Which of the points (3, P) in the LiDAR's axes may lie in a picture; see _bounds."""
+    np.matmul(bounds[:, :3], xyz, out=scratch)
+    scratch += bounds[:, 3:]
+    return np.flatnonzero(np.abs(scratch[0], out=scratch[0]) < scratch[1])
 
 
 def imgseg_jobs(frames: NuScenesFrames) -> list[ImgsegJob]:
@@ -282,14 +298,21 @@ def run_job(job: ImgsegJob, table: NDArray[np.uint8]) -> int:
     classes = read_lidarseg(job.lidarseg, table, len(points))
     maps = paint_pictures(points, classes, job.lidar, job.cameras)
     for path, labels in zip(job.outputs, maps, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        waiting = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            waiting.write_bytes(_npy_bytes(labels))
-            waiting.replace(path)
-        finally:
-            waiting.unlink(missing_ok=True)
+        _write_whole(path, _npy_bytes(labels))
     return len(maps)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    waiting = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        waiting.write_bytes(data)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        waiting.write_bytes(data)
+    except OSError:
+        waiting.unlink(missing_ok=True)
+        raise
+    waiting.replace(path)
 
 
 def _npy_bytes(array: NDArray[np.uint8]) -> bytes:

@@ -183,7 +183,7 @@ class _Walk:
     def advance(self) -> None:
         """_BLOCK steps of every ray, then those that have arrived are written down and left behind."""
         at_SR, exit_SR = self._steps()
-        stop_SR = self.arrived[at_SR[1:]]
+        stop_SR = np.take(self.arrived, at_SR[1:])
         found = stop_SR.any(axis=0)
         ray = np.flatnonzero(found)
         step = stop_SR[:, ray].argmax(axis=0) + 1
@@ -193,7 +193,7 @@ class _Walk:
         self.end_t[self.row[ray]] = exit_SR[step, ray]
         keep = np.flatnonzero(~found)
         self.row, self.at = self.row[keep], self.at[keep]
-        self.t, self.dt, self.jump = self.t[:, keep], self.dt[:, keep], self.jump[:, keep]
+        self.t, self.dt, self.jump = (np.take(a, keep, axis=1) for a in (self.t, self.dt, self.jump))
         self.t_before, self.at_before = exit_SR[-1, keep], at_SR[-1, keep]
 
     def _steps(self) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
