@@ -25,7 +25,7 @@ from fusionocc_core.grids import LabelSet, VoxelGrid
 from fusionocc_core.structures import Occupancy
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros import pictures
-from fusionocc_ros.causes import BAD_ENCODING, DropFrame
+from fusionocc_ros.causes import BAD_CALIBRATION, BAD_ENCODING, DropFrame
 from fusionocc_ros.clouds import BeamLayout, Cloud, CloudLayout, points_from_records, read_cloud
 from fusionocc_ros.lenses import Calibration, Lens, choose_lens
 from fusionocc_ros.voxels import occupied_mask, packed_colors, surface_mask
@@ -90,6 +90,13 @@ def _cv_bridge_to_rgb(message: Image | CompressedImage, name: str) -> NDArray[np
 
 def camera_info_to_lens(info: CameraInfo, *, size: tuple[int, int], policy: str, name: str) -> Lens:
     """The lens behind a picture of ``size`` (height, width); see lenses.choose_lens for ``policy`` and errors."""
+    roi = info.roi
+    if roi.width and roi.height and (roi.height, roi.width) != (info.height, info.width):
+        raise DropFrame(
+            BAD_CALIBRATION,
+            f"{name}: CameraInfo has a region of interest of {roi.width}x{roi.height} at "
+            f"({roi.x_offset}, {roi.y_offset}), which is not handled; publish whole pictures, or CameraInfo for the pictures as they are",
+        )
     calibration = Calibration(
         size=(info.height, info.width),
         k=np.array(info.k, dtype=np.float64).reshape(3, 3),

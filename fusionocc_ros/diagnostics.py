@@ -37,14 +37,18 @@ class Statistics:
         with self._lock:
             self._dropped[cause] += 1
 
-    def publish(self, *, total_s: float, network_s: float, source: Source) -> bool:
-        """Count a message; True where the source of ego motion is another than for the message before."""
+    def follow(self, source: Source) -> bool:
+        """Note where ego motion comes from; True where that is new."""
+        with self._lock:
+            changed, self._source = source is not self._source, source
+            return changed
+
+    def publish(self, *, total_s: float, network_s: float) -> None:
+        """Count a message."""
         with self._lock:
             self._published += 1
             self._total_s.append(total_s)
             self._network_s.append(network_s)
-            changed, self._source = source is not self._source, source
-            return changed
 
     def snapshot(self) -> WorkCounters:
         """The counts as they are now."""
@@ -141,7 +145,6 @@ def silent_sensors(silence_s: dict[str, float]) -> list[str]:
 
 
 def _inputs(report: Report) -> DiagnosticStatus:
-    silent = silent_sensors(report.silence_s) if report.state == "active" else []
     values: dict[str, object] = {"state": report.state}
     before = {"lidar": report.sync_before.received, **report.sync_before.pictures}
     for name, count in {"lidar": report.sync.received, **report.sync.pictures}.items():
@@ -151,9 +154,8 @@ def _inputs(report: Report) -> DiagnosticStatus:
         values[f"{name} last message [s ago]"] = f"{silence:.2f}" if np.isfinite(silence) else "never"
     for (camera, cause), count in report.sync.pictures_dropped.items():
         values[f"{camera} pictures not kept: {cause}"] = count
-    problems = [f"nothing from {', '.join(silent)} for {SILENT_AFTER_S:g} s"] if silent else []
-    problems += [f"{name}: {reason}" for name, reason in report.silence_reasons.items()]
-    level = DiagnosticStatus.ERROR if "lidar" in silent else DiagnosticStatus.WARN
+    problems = [f"nothing from {name}: {reason}" for name, reason in report.silence_reasons.items()]
+    level = DiagnosticStatus.ERROR if "lidar" in report.silence_reasons else DiagnosticStatus.WARN
     return _status(report, "inputs", problems, values, level)
 
 

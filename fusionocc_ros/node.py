@@ -142,6 +142,8 @@ class OccNode(LifecycleNode):
         self.inputs.stop()
         if self.work is not None:
             self.work.pause()
+        if self._outputs is not None:
+            self._outputs.clear()
         self._state = "inactive"
         return super().on_deactivate(state)
 
@@ -263,8 +265,8 @@ class OccNode(LifecycleNode):
         silence_s = self.inputs.silence_s()
         active = self._state == "active" and now - self._active_since > SILENT_AFTER_S
         reasons = {name: self.inputs.explain_silence(name) for name in silent_sensors(silence_s) if active}
-        for name, reason in reasons.items():
-            self._warn(f"silent {name}", f"nothing from {name}: {reason}")
+        if reasons:
+            self._warn("silence", "; ".join(f"nothing from {name}: {reason}" for name, reason in reasons.items()))
         engine = self._engine or Engine(predict=_no_network, num_cameras=0, model="none")
         report = Report(
             node=self.get_fully_qualified_name().lstrip("/"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import PointCloud2
-from visualization_msgs.msg import MarkerArray
+from visualization_msgs.msg import Marker, MarkerArray
 
 from fusionocc_core.structures import Occupancy
 from fusionocc_msgs.msg import SemanticOccupancy
@@ -44,6 +44,11 @@ class Outputs:
             self._markers.publish(self._marker_maker(occupancy, provenance.frame_id))
         if self._voxels is not None and self._voxels.get_subscription_count():
             self._voxels.publish(occupancy_to_cloud(occupancy, provenance.frame_id))
+
+    def clear(self) -> None:
+        """Take what was drawn off the screens: what is not renewed would look current for ever."""
+        if self._markers is not None and self._markers.get_subscription_count():
+            self._markers.publish(MarkerArray(markers=[Marker(action=Marker.DELETEALL)]))
 
     def close(self) -> None:
         """Take the publishers down."""

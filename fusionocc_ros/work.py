@@ -98,6 +98,8 @@ class Work:
         try:
             assembled = self._assembler.assemble(moment)
             read_ns = now_ns()
+            if self._statistics.follow(assembled.source):
+                self._on_source(assembled.source)
             occupancy = self._predict(assembled.frame)
             self._publish(moment, assembled, occupancy, taken_ns, read_ns)
         except DropFrame as error:
@@ -112,8 +114,8 @@ class Work:
             raise DropFrame(PREDICTION_FAILED, f"the network failed: {error}") from error
 
     def _drop(self, cause: str, message: str) -> None:
-        self._statistics.drop(cause)
         self._on_drop(cause, message)
+        self._statistics.drop(cause)
 
     def _publish(self, moment: Moment, assembled: Assembled, occupancy: Occupancy, taken_ns: int, read_ns: int) -> None:
         frame, timings = assembled.frame, occupancy.timings
@@ -140,8 +142,4 @@ class Work:
                 times=times,
             )
             self._outputs.publish(occupancy, provenance)
-            changed = self._statistics.publish(
-                total_s=times["total"], network_s=times["network"], source=assembled.source
-            )
-        if changed:
-            self._on_source(assembled.source)
+            self._statistics.publish(total_s=times["total"], network_s=times["network"])

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nav_msgs.msg import Odometry
 from rclpy.serialization import deserialize_message, serialize_message
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField, RegionOfInterest
 from synthetic_sensors import GRID, LABELS, camera_info, cloud, points
 from visualization_msgs.msg import Marker, MarkerArray
 
@@ -210,6 +210,7 @@ def test_distortion_is_refused_handed_on_or_left_behind() -> None:
         ({"p": [0.0] * 12}, "rectified", "uncalibrated", r"P\[0\]=0"),
         ({"p": [50.0, 0, 32, -6.0, 0, 50.0, 18, 0, 0, 0, 1.0, 0]}, "rectified", "bad_calibration", r"P\[3\]=-6"),
         ({"r": [0.0, 1, 0, -1, 0, 0, 0, 0, 1]}, "rectified", "bad_calibration", "stereo"),
+        ({"roi": RegionOfInterest(width=32, height=36)}, "refuse", "bad_calibration", "region of interest of 32x36"),
         ({"height": 48}, "refuse", "bad_calibration", "64x36 but CameraInfo is for 64x48"),
     ],
 )
@@ -232,6 +233,10 @@ def test_a_scaled_picture_shows_a_direction_where_the_scaled_lens_says() -> None
     for edge, scaled in ((-0.5, -0.5), (63.5, 31.5)):
         direction = (edge - 32) / 50
         assert k[0, 0] * direction + k[0, 2] == pytest.approx(scaled)
+
+
+def test_a_region_of_interest_that_is_the_whole_picture_is_no_crop() -> None:
+    assert lens(camera_info("CAM_FRONT", roi=RegionOfInterest(width=64, height=36))).intrinsics[0, 0] == 50
 
 
 def test_an_unknown_policy_is_an_error() -> None:

@@ -18,8 +18,10 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import Odometry
 from rclpy.exceptions import ParameterException
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from synthetic_sensors import (
     MS,
@@ -112,6 +114,8 @@ def test_a_set_becomes_occupancy(world: World) -> None:
     np.testing.assert_allclose(front.ego2global[:3, 3], [8.0 * (1 - 0.0353), 2, 0], atol=1e-6)
     np.testing.assert_allclose(frame.ego2global[:3, 3], [8.0, 2, 0], atol=1e-6)
     np.testing.assert_allclose(front.cam2ego @ [0, 0, 10, 1], [11, 0, 1.5, 1], atol=1e-9)
+    ledger(world, node)
+    assert node.statistics.snapshot().dropped == {}
 
 
 def ledger(world: World, node: OccNode) -> None:
@@ -495,6 +499,9 @@ def test_markers_and_voxels_are_made_while_someone_listens(world: World, monkeyp
     actions = {m.id: (m.action, len(m.points)) for m in markers[0].markers}
     assert actions == {0: (Marker.DELETE, 0), 1: (Marker.ADD, 1), 2: (Marker.ADD, 64)}
     assert voxels[0].width == 65
+    node.trigger_deactivate()
+    assert world.spin_until(lambda: len(markers) == 2)
+    assert [m.action for m in markers[1].markers] == [Marker.DELETEALL]
 
 
 def test_sparse_encoding_with_confidence(world: World) -> None:
@@ -538,7 +545,7 @@ def test_diagnostics_tell_rates_latency_and_drops(world: World) -> None:
     assert float(values["lidar last message [s ago]"]) < 20
     assert values["state"] == "active"
     assert world.spin_until(lambda: status(got[-1], "inputs").level == DiagnosticStatus.ERROR)
-    assert "nothing from lidar, CAM_FRONT_LEFT" in status(got[-1], "inputs").message
+    assert "nothing from lidar: /lidar_top has a publisher" in status(got[-1], "inputs").message
 
 
 def test_sensors_that_are_silent_are_named_with_what_may_be_the_matter(
@@ -558,7 +565,7 @@ def test_sensors_that_are_silent_are_named_with_what_may_be_the_matter(
     assert "CAM_BACK: nobody publishes /nobody" in message
     assert "lidar: /lidar_top" in message
     text = capfd.readouterr().err
-    assert text.count("nothing from CAM_BACK: nobody publishes /nobody") == 1
+    assert text.count("; nothing from CAM_BACK: nobody publishes /nobody; ") == 1
     assert node.inputs.explain_silence("CAM_BACK_LEFT").endswith("sends nothing, or all is lost on the way")
 
 
@@ -698,6 +705,19 @@ def test_parameters_of_cameras_follow_their_names(world: World) -> None:
     assert (left.image_topic, left.info_topic) == ("/left/pictures", "left/camera_info")
     assert (right.image_topic, right.time_offset) == ("right/image_rect_compressed", -0.02)
     assert read.sync_config().time_offset_ns == {"LEFT": 0, "RIGHT": -20 * MS}
+
+
+@pytest.mark.parametrize("how", ["qos.reliability", "qos_overrides./lidar_top.subscription.reliability"])
+def test_qos_can_be_chosen_for_all_sensors_or_for_one_topic(world: World, how: str) -> None:
+    overrides = [Parameter(how, value="reliable")]
+    node = world.add(OccNode(engine_factory=FakeNetwork(), context=world.context, parameter_overrides=overrides))
+    assert node.start()
+    for topic, everywhere in (("/lidar_top", True), ("/cam_front/image_rect_compressed", how == "qos.reliability")):
+        assert world.spin_until(lambda t=topic: len(node.get_subscriptions_info_by_topic(t)) == 1)
+        (subscription,) = node.get_subscriptions_info_by_topic(topic)
+        assert (subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE) == everywhere
+    node.trigger_deactivate()
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
 
 
 def test_names_and_namespaces_move_the_topics(world: World) -> None:
