@@ -95,7 +95,8 @@ def camera_info_to_lens(info: CameraInfo, *, size: tuple[int, int], policy: str,
         raise DropFrame(
             BAD_CALIBRATION,
             f"{name}: CameraInfo has a region of interest of {roi.width}x{roi.height} at "
-            f"({roi.x_offset}, {roi.y_offset}), which is not handled; publish whole pictures, or CameraInfo for the pictures as they are",
+            f"({roi.x_offset}, {roi.y_offset}), which is not handled; publish whole pictures, or CameraInfo for the "
+            "pictures as they are",
         )
     calibration = Calibration(
         size=(info.height, info.width),
