@@ -1,7 +1,7 @@
 """3D semantic occupancy from cameras and LiDAR: networks, data, training.
 
-Knows nothing of ROS; importing does nothing. The names in ``__all__`` are the public interface; each is loaded at its first
-use, so that `fusionocc --help` and ROS launch files do not wait for PyTorch.
+Knows nothing of ROS; importing does nothing. The names in ``__all__`` are the public interface; each is loaded at its
+first use, so that `fusionocc --help` and ROS launch files do not wait for PyTorch.
 """
 
 from __future__ import annotations
