@@ -48,6 +48,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--official-names", action="store_true", help="scene names of nuScenes' own splits (v1.0-mini or v1.0-trainval)"
     )
+    parser.add_argument(
+        "--corrupt",
+        action="append",
+        default=[],
+        metavar="NAME:SEVERITY",
+        help="spoil what the sensors deliver, such as fog:3 (1 to 5); may be repeated; a wrong name is answered with all",
+    )
     parser.set_defaults(run=run)
 
 
@@ -76,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         test_truth=args.test_truth,
         ground_quirk=args.ground_quirk,
         official_names=args.official_names,
+        corruptions=tuple(args.corrupt),
     )
     console = Console(stderr=True)
     columns = (

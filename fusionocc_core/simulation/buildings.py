@@ -129,6 +129,16 @@ def _balconies(rng: np.random.Generator, width: float, storeys: int, tint: Color
     return parts
 
 
+def tower(rng: np.random.Generator, district: District, width: float, depth: float) -> Mesh:
+    """A plain block for the distance."""
+    w, d = (max(2, round(v / BAY)) * BAY for v in (width, depth))
+    top = STOREY * max(3, round(district.tall * float(rng.lognormal(0.2, 0.4))))
+    tint = district.tints[int(rng.integers(len(district.tints)))]
+    facade = FACADES[int(rng.integers(len(FACADES)))]
+    roof = quads([[(0, 0, top), (w, 0, top), (w, d, top), (0, d, top)]], Material.ROOF)
+    return join([_walls((w, d), 0.0, top, facade, tint, BAY * int(rng.integers(4))), roof])
+
+
 def house(rng: np.random.Generator, district: District, width: float, depth: float) -> Mesh:
     """A detached house with a pitched roof and a porch."""
     w, d = (max(2, round(v / BAY)) * BAY for v in (min(width, 12.0), min(depth, 10.0)))

@@ -17,6 +17,7 @@ from fusionocc_core.simulation.rigs import CameraMount
 from fusionocc_core.simulation.shading import Chunk, ShadeTable, facing_normals, shade, sky_light
 from fusionocc_core.simulation.street import NO_INSTANCE, Snapshot
 from fusionocc_core.simulation.tracing import FAR, Hits
+from fusionocc_core.simulation.visibility import pixel_rays, trace_pixels
 
 F32 = np.float32
 SKY = 255
@@ -43,26 +44,13 @@ class CameraView:
     """(H, W) index of a thing; NO_INSTANCE elsewhere."""
 
 
-@lru_cache(maxsize=16)
-def pixel_rays(mount: CameraMount) -> NDArray[np.float32]:
-    """Unit directions (H * W, 3) in the camera's axes, row by row."""
-    h, w = mount.image_size
-    fx, fy, cx, cy = mount.intrinsics
-    x = ((np.arange(w) + 0.5 - cx) / fx).astype(F32)
-    y = ((np.arange(h) + 0.5 - cy) / fy).astype(F32)
-    rays = np.empty((h, w, 3), F32)
-    rays[..., 0], rays[..., 1], rays[..., 2] = x[None, :], y[:, None], 1.0
-    rays /= np.linalg.norm(rays, axis=2, keepdims=True)
-    return rays.reshape(-1, 3)
-
-
 @lru_cache(maxsize=1)
 def _noise_tile() -> NDArray[np.float32]:
-    """(3, E, E): two uniform fields in -0.5..0.5 and a normal one; random, but the same in every process."""
+    """(3, E, E): two uniform fields in -0.5..0.5 and a normal one (grey levels); random, the same in every process."""
     rng = np.random.default_rng(20240229)
     tile = np.empty((3, _NOISE_EDGE, _NOISE_EDGE), F32)
     tile[:2] = rng.uniform(-0.5, 0.5, (2, _NOISE_EDGE, _NOISE_EDGE))
-    tile[2] = rng.standard_normal((_NOISE_EDGE, _NOISE_EDGE))
+    tile[2] = np.round(2.2 * rng.standard_normal((_NOISE_EDGE, _NOISE_EDGE)))
     return tile
 
 
@@ -81,14 +69,14 @@ def take_picture(
     rays = pixel_rays(mount)
     direction = rays @ cam2street[:3, :3].T.astype(F32)
     eye = cam2street[:3, 3].astype(F32)
-    hits = snapshot.first_hits(np.broadcast_to(eye, direction.shape), direction)
+    hits = trace_pixels(snapshot, mount, cam2street, direction)
     table = snapshot.shade_table
     sun_seen = _sun_map(snapshot, table, hits, direction, eye, (h, w))
     openness = _open_map(snapshot, table, hits, direction, eye, (h, w), rng)
     shift = (int(rng.integers(_NOISE_EDGE)), int(rng.integers(_NOISE_EDGE)))
     jitter = np.stack([_noise(k, h, w, shift).reshape(-1) for k in range(2)])
-    light = _light(snapshot, table, hits, direction, sun_seen, openness, jitter, 1.0 / mount.intrinsics[0])
-    image = _develop(light.reshape(3, h, w), snapshot.street.weather.exposure, _noise(2, h, w, shift))
+    image = _expose(snapshot, table, hits, direction, sun_seen, openness, jitter, 1.0 / mount.intrinsics[0])
+    image = _finish(image.reshape(h, w, 3), _noise(2, h, w, shift).astype(np.int8))
     seen = hits.triangle >= 0
     category = np.where(seen, np.take(snapshot.mesh.raw, hits.triangle), SKY).astype(np.uint8)
     instance = np.where(seen, np.take(snapshot.instance, hits.triangle), NO_INSTANCE).astype(np.int16)
@@ -98,7 +86,7 @@ def take_picture(
     )
 
 
-def _light(
+def _expose(
     snapshot: Snapshot,
     table: ShadeTable,
     hits: Hits,
@@ -107,15 +95,15 @@ def _light(
     openness: NDArray[np.float32],
     jitter: NDArray[np.float32],
     pixel_angle: float,
-) -> NDArray[np.float32]:
-    """Linear light (3, H * W)."""
+) -> NDArray[np.uint8]:
+    """RGB (H * W, 3) before softness and noise."""
     weather, textures = snapshot.street.weather, snapshot.street.textures
-    light = np.empty((3, len(direction)), F32)
+    image = np.empty((len(direction), 3), np.uint8)
     for start in range(0, len(direction), _CHUNK):
         part = slice(start, start + _CHUNK)
         triangle = hits.triangle[part]
         here = np.flatnonzero(triangle >= 0)
-        out = light[:, part]
+        out = np.empty((3, len(triangle)), F32)
         if len(here) < len(triangle):
             sky = np.flatnonzero(triangle < 0)
             out[:, sky] = sky_light(direction[part][sky], weather)
@@ -131,7 +119,8 @@ def _light(
                 jitter=jitter[:, part][:, here],
             )
             out[:, here] = shade(chunk, table, textures, weather, pixel_angle)
-    return light
+        _develop(out, weather.exposure, image[part])
+    return image
 
 
 def _surface_points(
@@ -201,16 +190,19 @@ def _open_map(
     return F32(0.25) + F32(0.75) * wide
 
 
-def _develop(light: NDArray[np.float32], exposure: float, grain: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Tone curve, lens softness and sensor noise: linear light (3, H, W) to RGB (H, W, 3) uint8."""
-    h, w = light.shape[1:]
-    image = np.empty((h, w, 3), F32)
+def _develop(light: NDArray[np.float32], exposure: float, out: NDArray[np.uint8]) -> None:
+    """Tone curve: linear light (3, N) to RGB (N, 3) uint8."""
     for c in range(3):
         x = light[c] * F32(exposure)
         np.sqrt(x / (F32(1.0) + F32(0.22) * x), out=x)
-        image[..., c] = x
-    if w >= 320:
-        image = np.asarray(cv2.GaussianBlur(image, (3, 3), 0.55), F32)
-    image *= F32(255)
-    image += (grain * F32(2.2))[..., None]
-    return np.clip(image, 0, 255).astype(np.uint8)
+        x *= F32(255)
+        np.clip(x, 0, 255, out=x)
+        out[:, c] = x
+
+
+def _finish(image: NDArray[np.uint8], grain: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Lens softness and sensor noise."""
+    if image.shape[1] >= 320:
+        image = np.asarray(cv2.GaussianBlur(image, (3, 3), 0.6), np.uint8)
+    noisy = np.add(image, grain[..., None], dtype=np.int16)
+    return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8)

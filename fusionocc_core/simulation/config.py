@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from fusionocc_core.simulation.corruptions import Corruption
 from fusionocc_core.simulation.randomness import rng_for
 from fusionocc_core.simulation.rigs import Rig, load_rig
 
@@ -59,6 +60,8 @@ class SimulationConfig:
             raise ValueError(f"val_scenes={self.val_scenes}: expected 0 to scenes={self.scenes}")
         if self.image_size is not None and not all(16 <= edge <= 4096 for edge in self.image_size):
             raise ValueError(f"image_size={self.image_size}: expected (height, width) of 16 to 4096 pixels each")
+        for text in self.corruptions:
+            Corruption.parse(text)
         if not 10 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality={self.jpeg_quality}: expected 10 to 100")
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from fusionocc_core.simulation.config import SceneSpec, SimulationConfig, list_scenes
 from fusionocc_core.simulation.files import HIDDEN, atomic_write, json_bytes, read_record
-from fusionocc_core.simulation.keyframe import stage_scene, write_keyframe
+from fusionocc_core.simulation.keyframe import write_keyframe
 from fusionocc_core.simulation.rigs import Rig
+from fusionocc_core.simulation.stage import stage_scene
 from fusionocc_core.simulation.tables import TableWriter, clear_staging, write_map
 
 Progress = Callable[[int, int], None]
@@ -125,19 +126,23 @@ def _missing_blocks(
 
 
 _results: Any = None
+_stop: Any = None
 
 
-def _start_worker(results: Any) -> None:
-    """Set up a worker process: one thread, and the queue that it reports to."""
+def _start_worker(results: Any, stop: Any) -> None:
+    """Set up a worker process: one thread, the queue that it reports to, and the event that ends its work."""
     import cv2
 
-    global _results
-    _results = results
+    global _results, _stop
+    _results, _stop = results, stop
     cv2.setNumThreads(1)
 
 
 def _run_block(root: Path, config: SimulationConfig, scene: SceneSpec, keyframes: list[int]) -> None:
+    parent = os.getppid()
     for k in keyframes:
+        if _stop.is_set() or os.getppid() != parent:
+            return
         write_keyframe(root, stage_scene(config, scene), k)
         _results.put(k)
     write_map(root, config, scene)
@@ -153,8 +158,9 @@ def _run_pool(
     """Run the blocks in worker processes; the first failure stops the rest."""
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
+    stop = context.Event()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(results,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(results, stop))
     with pool:
         futures: list[Future[None]] = [pool.submit(_run_block, root, config, *block) for block in blocks]
         count = 0
@@ -170,6 +176,7 @@ def _run_pool(
                 count += 1
                 report(count)
         except BaseException:
+            stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         for future in futures:

@@ -188,7 +188,7 @@ def _median(plan: StreetPlan) -> Mesh:
     half = plan.median / 2
     gaps = []
     if plan.crossing is not None:
-        reach = plan.crossing.half_width + plan.crossing.corner + 1.0
+        reach = plan.crossing.half_width + plan.crossing.corner + 4.0
         gaps.append((plan.crossing.s - reach, plan.crossing.s + reach))
     if plan.zebra is not None:
         gaps.append((plan.zebra - 2.5, plan.zebra + 2.5))

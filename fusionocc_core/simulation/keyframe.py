@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,83 +14,14 @@ from fusionocc_core.grids import OCC3D_GRID, SURROUNDOCC_GRID
 from fusionocc_core.simulation import imgseg, lidar, masks, truth
 from fusionocc_core.simulation.annotations import annotate
 from fusionocc_core.simulation.cameras import CameraView, take_picture
-from fusionocc_core.simulation.config import SceneSpec, SimulationConfig, scene_clock
+from fusionocc_core.simulation.config import scene_clock
 from fusionocc_core.simulation.files import KeyframeFiles
 from fusionocc_core.simulation.materials import RAW_TO_OCC3D
 from fusionocc_core.simulation.quirk import lowered_ground
-from fusionocc_core.simulation.randomness import rng_for, token_for
-from fusionocc_core.simulation.rigs import CameraMount, Rig
-from fusionocc_core.simulation.street import NO_INSTANCE, Street, build_street
-
-MARGIN = 120.0
-"""From the drive to the map's edge, metres."""
-NEIGHBOURS = 8
-"""Keyframes before and after whose sweeps count for mask_lidar: about four seconds each way."""
-US = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A scene that is ready to be recorded."""
-
-    config: SimulationConfig
-    scene: SceneSpec
-    rig: Rig
-    street: Street
-
-    @cached_property
-    def samples(self) -> truth.SurfaceSamples:
-        """Surface samples, made at first use."""
-        return truth.sample_street(self.street, self.rng("samples"))
-
-    @cached_property
-    def street2global(self) -> NDArray[np.float64]:
-        """A shift that makes all map coordinates positive."""
-        path = self.street.drive.line.point(np.arange(0.0, self.street.plan.travelled + 1.0, 1.0))
-        out = np.eye(4)
-        out[:2, 3] = MARGIN - np.floor(path.min(axis=0))
-        return out
-
-    @cached_property
-    def _scans(self) -> OrderedDict[int, lidar.Scan]:
-        return OrderedDict()
-
-    def rng(self, *keys: object) -> np.random.Generator:
-        """Random numbers of this scene for a purpose."""
-        return rng_for(self.config.seed, self.scene.split, self.scene.index, *keys)
-
-    def seconds(self, stamp_us: int) -> float:
-        """Time since the scene's start."""
-        return (stamp_us - self.scene.start_us) * US
-
-    def scan(self, keyframe: int) -> lidar.Scan:
-        """The sweep of a keyframe; the last few are kept."""
-        if keyframe not in self._scans:
-            clock = scene_clock(self.config, self.scene)[keyframe]
-            end = self.seconds(clock.lidar_us)
-            self._scans[keyframe] = lidar.scan(self.street, self.rig.lidar, end, self.rng("lidar", keyframe))
-            while len(self._scans) > 2 * NEIGHBOURS + 2:
-                self._scans.popitem(last=False)
-        self._scans.move_to_end(keyframe)
-        return self._scans[keyframe]
-
-    def token(self, kind: str, *index: object) -> str:
-        """A token of this scene."""
-        return token_for(self.config.seed, kind, self.scene.name, *index)
-
-
-@lru_cache(maxsize=1)
-def stage_scene(config: SimulationConfig, scene: SceneSpec) -> Stage:
-    """Build a scene; the last one is kept."""
-    rig = config.load_rig()
-    street = build_street(
-        seed=config.seed,
-        split=scene.split,
-        index=scene.index,
-        left_hand=rig.left_hand_traffic,
-        duration=config.duration,
-    )
-    return Stage(config=config, scene=scene, rig=rig, street=street)
+from fusionocc_core.simulation.rigs import CameraMount
+from fusionocc_core.simulation.spoil import spoil_cloud, spoil_picture
+from fusionocc_core.simulation.stage import NEIGHBOURS, Stage, file_name
+from fusionocc_core.simulation.street import NO_INSTANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +29,12 @@ class Shot:
     """One camera's part of a keyframe."""
 
     mount: CameraMount
+    image: NDArray[np.uint8]
+    """As written: spoilt where corruptions were asked for."""
     stamp_us: int
+    """As written: late where the pictures are to be late."""
     t: float
+    """When it was taken, seconds."""
     ego2street: NDArray[np.float64]
     view: CameraView
 
@@ -111,17 +44,6 @@ class Shot:
         return self.ego2street @ self.mount.cam2ego
 
 
-def file_name(stage: Stage, folder: str, channel: str, stamp_us: int, suffix: str) -> str:
-    """Path below the root, as nuScenes names files."""
-    log = log_name(stage.config, stage.scene)
-    return f"{folder}/{channel}/{log}__{channel}__{stamp_us}{suffix}"
-
-
-def log_name(config: SimulationConfig, scene: SceneSpec) -> str:
-    """The log file that a scene would have come from."""
-    return f"sim-{config.seed}-{scene.name}"
-
-
 def write_keyframe(root: Path, stage: Stage, keyframe: int) -> None:
     """Simulate one keyframe and publish its files."""
     clock = scene_clock(stage.config, stage.scene)[keyframe]
@@ -129,7 +51,8 @@ def write_keyframe(root: Path, stage: Stage, keyframe: int) -> None:
     t = stage.seconds(clock.lidar_us)
     ego2street = stage.street.drive.poses(t)[0]
     shots = [_shoot(stage, keyframe, k, stamp) for k, stamp in enumerate(clock.cameras_us)]
-    scan = stage.scan(keyframe)
+    clean = lidar.scan(stage.street, stage.rig.lidar, t, stage.rng("lidar", keyframe))
+    scan = spoil_cloud(stage, clean, clock.lidar_us)
     lidar2street = ego2street @ stage.rig.lidar.lidar2ego
     points_street = scan.points[:, :3].astype(np.float64) @ lidar2street[:3, :3].T + lidar2street[:3, 3]
     data = [_write_picture(stage, files, shot) for shot in shots]
@@ -138,7 +61,7 @@ def write_keyframe(root: Path, stage: Stage, keyframe: int) -> None:
         data += [_write_sweep(stage, files, keyframe, k, stamp) for k, stamp in enumerate(clock.sweeps_us)]
     files.add(lidarseg_name(stage.scene.version, data[len(shots)]["token"]), scan.category.tobytes())
     _write_image_labels(stage, files, shots, scan, points_street)
-    _write_occupancy(stage, files, keyframe, t, shots, scan)
+    _write_occupancy(stage, files, keyframe, t, shots, clean)
     if stage.config.test_truth:
         _write_test_truth(files, stage, shots)
     views = [(shot.view, shot.mount, shot.cam2street, shot.t) for shot in shots]
@@ -162,10 +85,10 @@ def _shoot(stage: Stage, keyframe: int, number: int, stamp_us: int) -> Shot:
     mount = stage.rig.cameras[number]
     t = stage.seconds(stamp_us)
     ego2street = stage.street.drive.poses(t)[0]
-    view = take_picture(
-        stage.street.snapshot(t), mount, ego2street @ mount.cam2ego, stage.rng("camera", mount.name, keyframe)
-    )
-    return Shot(mount=mount, stamp_us=stamp_us, t=t, ego2street=ego2street, view=view)
+    rng = stage.rng("camera", mount.name, keyframe)
+    view = take_picture(stage.street.snapshot(t), mount, ego2street @ mount.cam2ego, rng)
+    image, written_us = spoil_picture(stage, mount, view.image, stamp_us)
+    return Shot(mount=mount, image=image, stamp_us=written_us, t=t, ego2street=ego2street, view=view)
 
 
 def _sensor_data(stage: Stage, channel: str, stamp_us: int, name: str, key: bool) -> dict[str, Any]:
@@ -184,7 +107,7 @@ def _sensor_data(stage: Stage, channel: str, stamp_us: int, name: str, key: bool
 
 def _write_picture(stage: Stage, files: KeyframeFiles, shot: Shot) -> dict[str, Any]:
     name = file_name(stage, "samples", shot.mount.name, shot.stamp_us, ".jpg")
-    files.add_jpeg(name, shot.view.image, stage.config.jpeg_quality)
+    files.add_jpeg(name, shot.image, stage.config.jpeg_quality)
     return _sensor_data(stage, shot.mount.name, shot.stamp_us, name, True)
 
 
@@ -199,7 +122,7 @@ def _write_cloud(
 
 def _write_sweep(stage: Stage, files: KeyframeFiles, keyframe: int, number: int, stamp_us: int) -> dict[str, Any]:
     rng = stage.rng("sweep", keyframe, number)
-    scan = lidar.scan(stage.street, stage.rig.lidar, stage.seconds(stamp_us), rng)
+    scan = spoil_cloud(stage, lidar.scan(stage.street, stage.rig.lidar, stage.seconds(stamp_us), rng), stamp_us)
     return _write_cloud(stage, files, scan.points, stamp_us, key=False)
 
 
@@ -229,10 +152,10 @@ def _write_occupancy(
     semantics = truth.voxelise(stage.samples, things, inverse(ego2street), OCC3D_GRID)
     total = stage.config.keyframes
     around = range(max(0, keyframe - NEIGHBOURS), min(total, keyframe + NEIGHBOURS + 1))
-    others = [stage.scan(k) for k in around if k != keyframe]
+    probes = [stage.probe(k) for k in around]
     still = np.ones(len(street.things) + 1, bool)
     still[street.moving] = False
-    observed = masks.lidar_mask(scan, others, still, inverse(ego2street), OCC3D_GRID)
+    observed = masks.lidar_mask(scan, probes, around.index(keyframe), still, inverse(ego2street), OCC3D_GRID)
     seen = masks.camera_mask(
         [shot.view for shot in shots],
         [shot.mount for shot in shots],
@@ -240,6 +163,9 @@ def _write_occupancy(
         observed,
         OCC3D_GRID,
     )
+    if stage.config.test_truth:
+        name = f"test_truth/volumes/{stage.token('sample', keyframe)}.npz"
+        files.add_arrays(name, semantics=semantics)
     if stage.config.ground_quirk:
         semantics, observed, seen = lowered_ground(semantics, observed, seen)
     folder = f"gts/{stage.scene.name}/{stage.token('sample', keyframe)}"

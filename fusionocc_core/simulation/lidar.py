@@ -67,7 +67,7 @@ def own_body(mount: LidarMount) -> tuple[NDArray[np.bool_], NDArray[np.float32]]
     The roof lies below the sensor as on the nuScenes cars: from 1.1 m behind it to 1.8 m in front, 0.62 m to either
     side.
     """
-    sections = [(-1.12, 0.55, -0.90), (-0.95, 0.6, -0.46), (0.5, 0.62, -0.44), (1.0, 0.6, -0.56), (1.81, 0.55, -0.92)]
+    sections = [(-1.12, 0.55, -0.90), (-0.95, 0.6, -0.42), (0.5, 0.62, -0.40), (1.0, 0.6, -0.54), (1.81, 0.55, -0.92)]
     outline = ((-1, None), (1, None), (1, -0.06), (0.8, 0.0), (-0.8, 0.0), (-1, -0.06))
     rings = [[(f * w, y, -1.0 if dz is None else z + dz) for f, dz in outline] for y, w, z in sections]
     body = loft(np.asarray(rings), Material.CAR_PAINT)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionocc_core.geometry import inverse
 from fusionocc_core.grids import VoxelGrid
 from fusionocc_core.simulation.cameras import CameraView
 from fusionocc_core.simulation.lidar import Scan
-from fusionocc_core.simulation.rigs import CameraMount
+from fusionocc_core.simulation.rigs import CameraMount, LidarMount
+from fusionocc_core.simulation.street import Snapshot
 
-MIN_BEAMS = 4
+PROBE_DENSITY = 4
+PROBE_REACH = 62.0
+"""Farther points lie in no grid, metres."""
+MIN_BEAMS = 6
 """Pulses that must pass through a voxel before it counts as seen to be free."""
 _STEP = 0.2
 """Distance between samples along a beam, metres."""
@@ -21,34 +25,67 @@ _TOLERANCE = 0.3
 """A voxel's point may lie this far behind the surface that a pixel shows, metres."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What dense beams from the LiDAR's place at one keyframe hit."""
+
+    points: NDArray[np.float32]
+    """(P, 3), street frame."""
+    instance: NDArray[np.int16]
+    """(P,)."""
+
+
+def probe(snapshot: Snapshot, mount: LidarMount, lidar2street: NDArray[np.float64]) -> Probe:
+    """Cast PROBE_DENSITY times as many rings as the sensor has: what its sweeps hit in half a second of driving."""
+    span = mount.step_deg * mount.rings
+    rings = np.deg2rad(mount.lowest_deg + span * np.arange(mount.rings * PROBE_DENSITY) / (mount.rings * PROBE_DENSITY))
+    azimuth = mount.azimuths[:, None]
+    directions = np.stack(
+        [np.cos(rings) * np.cos(azimuth), np.cos(rings) * np.sin(azimuth), np.sin(rings) + 0 * azimuth], axis=-1
+    )
+    world = (directions.reshape(-1, 3) @ lidar2street[:3, :3].T).astype(np.float32)
+    origin = lidar2street[:3, 3].astype(np.float32)
+    hits = snapshot.first_hits(np.broadcast_to(origin, world.shape), world)
+    near = np.flatnonzero((hits.triangle >= 0) & (hits.distance < PROBE_REACH))
+    points = origin + hits.distance[near, None] * world[near]
+    return Probe(points=points, instance=snapshot.instance[hits.triangle[near]])
+
+
 def lidar_mask(
-    current: Scan, others: Sequence[Scan], still: NDArray[np.bool_], street2ego: NDArray[np.float64], grid: VoxelGrid
+    current: Scan,
+    probes: Sequence[Probe],
+    now: int,
+    still: NDArray[np.bool_],
+    street2ego: NDArray[np.float64],
+    grid: VoxelGrid,
 ) -> NDArray[np.bool_]:
     """Voxels (X, Y, Z) that the LiDAR observed.
 
-    Occupied ones count once a pulse of the current sweep, or of another keyframe's sweep on something that rests, has
-    hit them; free ones where at least MIN_BEAMS pulses of the current sweep passed through. (A cast of all beams of
+    Occupied ones count where the current sweep, the current probe, or (for what rests) the probe of another keyframe
+    hits them; free ones where at least MIN_BEAMS pulses of the current sweep passed through. A cast of all beams of
     all sweeps would mark half of the grid; the genuine Occ3D label marks 9 %, about as many free voxels as occupied
-    ones.)
+    ones.
 
     Args:
         current: the sweep at the reference time.
-        others: sweeps of neighbouring keyframes.
+        probes: of the current and neighbouring keyframes.
+        now: which of them is the current one.
         still: (number of things + 1,) which things rest; the last entry, for NO_INSTANCE, is True.
         street2ego: (4, 4) at the reference time.
         grid: in the ego frame.
     """
     mask = np.zeros(int(np.prod(grid.shape)), bool)
-    for scan in (current, *others):
-        kept = scan.ranges > 0
-        if scan is not current:
-            kept &= still[scan.instance]
-        world = scan.origins[kept] + scan.ranges[kept, None] * scan.directions[kept]
-        mask[_flat(world @ street2ego[:3, :3].T + street2ego[:3, 3], grid)] = True
     back = current.ranges > 0
     origin = current.origins[back] @ street2ego[:3, :3].T + street2ego[:3, 3]
+    direction = current.directions[back] @ street2ego[:3, :3].T
+    mask[_flat(origin + current.ranges[back, None] * direction, grid)] = True
+    for k, hit in enumerate(probes):
+        points = hit.points if k == now else hit.points[still[hit.instance]]
+        mask[_flat(points @ street2ego[:3, :3].T.astype(np.float32) + street2ego[:3, 3].astype(np.float32), grid)] = (
+            True
+        )
     passed = np.zeros(len(mask), np.uint16)
-    _count_beams(passed, origin, current.directions[back] @ street2ego[:3, :3].T, current.ranges[back], grid)
+    _count_beams(passed, origin, direction, current.ranges[back], grid)
     mask |= passed >= MIN_BEAMS
     return mask.reshape(grid.shape)
 
@@ -74,9 +111,11 @@ def _count_beams(
     shape = np.asarray(grid.shape)
     last = np.full(len(left), -1, np.int64)
     while len(left):
-        inside = ((position >= 0) & (position < shape)).all(axis=1)
-        ijk = position.astype(np.int64)
-        voxel = (ijk[:, 0] * shape[1] + ijk[:, 1]) * shape[2] + ijk[:, 2]
+        inside = np.ones(len(left), bool)
+        for axis in range(3):
+            inside &= (position[:, axis] >= 0) & (position[:, axis] < shape[axis])
+        i, j, k = (position[:, axis].astype(np.int64) for axis in range(3))
+        voxel = (i * shape[1] + j) * shape[2] + k
         fresh = voxel[inside & (voxel != last)]
         passed += np.bincount(fresh, minlength=len(passed)).astype(np.uint16)
         on = inside & (left > 0)
@@ -120,8 +159,3 @@ def _visible(
     at = np.flatnonzero(inside)
     out[at] = cam[at, 2] <= view.depth[v[at].astype(int), u[at].astype(int)] + _TOLERANCE
     return out
-
-
-def key_ego_to_camera(ego2street_key: NDArray[np.float64], cam2street: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(4, 4) from the ego frame at the reference time to a camera at its own stamp."""
-    return inverse(cam2street) @ ego2street_key

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusionocc_core.simulation.materials import Material
+from fusionocc_core.simulation.mesh import Mesh
 from fusionocc_core.simulation.paths import Centreline, SpeedProfile, draw_speed
 
 BEHIND, AHEAD = 110.0, 140.0
@@ -119,9 +120,19 @@ class StreetPlan:
         strips = self.sides[0 if side > 0 else 1]
         return self.half_width + KERB_WIDTH + sum(strip.width for strip in strips[:-1])
 
+    def reaches(self, side: int, d: float) -> bool:
+        """Whether ground is built as far as |d| on a side (not beyond a curve's centre)."""
+        return d < self.inner_limit[0 if side > 0 else 1]
+
     def free_of_crossing(self, s: float, margin: float = 2.0) -> bool:
         """Whether s lies outside the other road and its sidewalks."""
         return self.crossing is None or abs(s - self.crossing.s) > self.crossing.reach + self.crossing.corner + margin
+
+
+def stand(plan: StreetPlan, mesh: Mesh, s: float, d: float, *, z: float = KERB_HEIGHT, turn: float = 0.0) -> Mesh:
+    """Put a mesh at (s, d), its x axis along the road, turned by ``turn``."""
+    x, y = plan.line.point(s, d)
+    return mesh.placed(float(x), float(y), z, float(plan.line.heading_at(s)) + turn)
 
 
 def draw_plan(rng: np.random.Generator, *, kind: str, left_hand: bool, duration: float) -> StreetPlan:
@@ -136,6 +147,7 @@ def draw_plan(rng: np.random.Generator, *, kind: str, left_hand: bool, duration:
     half_width = median / 2 + lanes * lane_width + parking
     crossing = _draw_crossing(rng, line, half_width, lane_width, travelled) if kind == "crossing" else None
     zebra = float(rng.uniform(18, max(20.0, travelled + 25))) if crossing is None and rng.random() < 0.6 else None
+    yards = rng.permutation(["grass", "grass" if median and rng.random() < 0.6 else "plaza"])
     limits = [75.0, 75.0]
     if radius is not None:
         limits[0 if radius > 0 else 1] = 0.72 * abs(radius)
@@ -150,7 +162,7 @@ def draw_plan(rng: np.random.Generator, *, kind: str, left_hand: bool, duration:
         lane_width=lane_width,
         parking=parking,
         median=median,
-        sides=(_draw_side(rng, crossing), _draw_side(rng, crossing)),
+        sides=(_draw_side(rng, crossing, yards[0]), _draw_side(rng, crossing, yards[1])),
         crossing=crossing,
         zebra=zebra,
         kerb_painted=bool(rng.random() < 0.5),
@@ -191,7 +203,7 @@ def _draw_crossing(
     )
 
 
-def _draw_side(rng: np.random.Generator, crossing: Crossing | None) -> tuple[Strip, ...]:
+def _draw_side(rng: np.random.Generator, crossing: Crossing | None, yard: str) -> tuple[Strip, ...]:
     """From the kerb outwards: perhaps a verge, a sidewalk, perhaps another verge, the yard in front of the houses."""
     grey = float(rng.uniform(0.85, 1.05))
     sidewalk = Strip(
@@ -217,11 +229,10 @@ def _draw_side(rng: np.random.Generator, crossing: Crossing | None) -> tuple[Str
             )
         )
     yard_tint = float(rng.uniform(0.8, 1.0))
-    kind = rng.choice(["grass", "plaza", "grass"])
     strips.append(
         Strip(
-            category="flat.terrain" if kind == "grass" else "flat.other",
-            material=Material.GRASS if kind == "grass" else Material.CONCRETE,
+            category="flat.terrain" if yard == "grass" else "flat.other",
+            material=Material.GRASS if yard == "grass" else Material.CONCRETE,
             width=75.0,
             tint=(yard_tint, yard_tint, yard_tint),
             until_sidewalk=False,

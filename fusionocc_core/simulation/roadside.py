@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fusionocc_core.simulation import buildings, greenery, props
+from fusionocc_core.simulation.backdrop import build_backdrop
 from fusionocc_core.simulation.materials import RAW, Material
 from fusionocc_core.simulation.mesh import Mesh, join
-from fusionocc_core.simulation.plan import KERB_HEIGHT, StreetPlan
+from fusionocc_core.simulation.plan import KERB_HEIGHT, StreetPlan, stand
 
 MANMADE, VEGETATION, OTHER = RAW["static.manmade"], RAW["static.vegetation"], RAW["static.other"]
 
@@ -61,12 +62,6 @@ def reserve_openings(plan: StreetPlan, slots: Slots) -> None:
                 slots.block(band_name(band, side), plan.zebra - 6.0, plan.zebra + 6.0)
 
 
-def stand(plan: StreetPlan, mesh: Mesh, s: float, d: float, *, z: float = KERB_HEIGHT, turn: float = 0.0) -> Mesh:
-    """Put a mesh at (s, d), its x axis along the road, turned by ``turn``."""
-    x, y = plan.line.point(s, d)
-    return mesh.placed(float(x), float(y), z, float(plan.line.heading_at(s)) + turn)
-
-
 def facing_road(side: int) -> float:
     """Turn that points +y of an object at the left (+1) or right (-1) towards the road."""
     return np.pi if side > 0 else 0.0
@@ -83,13 +78,8 @@ def build_roadside(plan: StreetPlan, slots: Slots, rng: np.random.Generator) -> 
         parts.append(_street_trees(plan, side, species, slots, rng))
         parts.append(_yard(plan, side, species, slots, rng))
     parts.append(_signals(plan, rng))
-    parts.append(_backdrop(plan, species, district, rng))
+    parts.append(build_backdrop(plan, species, district, rng))
     return join(parts)
-
-
-def _inside(plan: StreetPlan, side: int, d: float) -> bool:
-    """Whether an offset lies where ground is built (not beyond a curve's centre)."""
-    return d < plan.inner_limit[0 if side > 0 else 1]
 
 
 def _fronts(plan: StreetPlan, side: int, district: buildings.District, slots: Slots, rng: np.random.Generator) -> Mesh:
@@ -103,7 +93,7 @@ def _fronts(plan: StreetPlan, side: int, district: buildings.District, slots: Sl
         depth = float(rng.uniform(9, 18))
         middle = s + width / 2
         fits = slots.is_free(band_name("front", side), s - 1.0, s + width + 1.0)
-        if fits and rng.random() < 0.85 and _inside(plan, side, setback + depth):
+        if fits and rng.random() < 0.85 and plan.reaches(side, setback + depth):
             mesh = buildings.building(rng, district, width, depth)
             real_width = float(mesh.corners[..., 0].max())
             local = mesh.placed(x=-real_width / 2)
@@ -237,28 +227,3 @@ def _signals(plan: StreetPlan, rng: np.random.Generator) -> Mesh:
         mesh = props.signal(rng, arm=0.0)
         parts.append(stand(plan, mesh, crossing.s - way * along, side * (plan.half_width + 0.6), turn=turn))
     return join(parts).labelled(MANMADE)
-
-
-def _backdrop(
-    plan: StreetPlan, species: list[greenery.TreeStyle], district: buildings.District, rng: np.random.Generator
-) -> Mesh:
-    """Far houses and trees that close the view."""
-    parts = []
-    for _ in range(70):
-        s = float(rng.uniform(plan.line.s[0], plan.line.s[-1]))
-        side = int(rng.choice([1, -1]))
-        d = side * float(rng.uniform(45, 110))
-        if not _inside(plan, side, abs(d)) or not plan.free_of_crossing(s, 18.0):
-            continue
-        if rng.random() < 0.5:
-            mesh = buildings.block(rng, district, float(rng.uniform(14, 34)), float(rng.uniform(12, 22)))
-            parts.append(stand(plan, mesh, s, d, z=-0.05, turn=0.0 if side > 0 else np.pi).labelled(MANMADE))
-        else:
-            mesh, _ = greenery.tree(rng, species[int(rng.integers(len(species)))], detail=0.2)
-            parts.append(stand(plan, mesh.scaled(1.5, 1.5, 1.5), s, d, z=-0.05).labelled(VEGETATION))
-    ends = ((plan.line.s[-1] - 5.0, 1), (plan.line.s[0] + 5.0, -1))
-    for s, _ in ends:
-        for d in np.arange(-plan.half_width - 12, plan.half_width + 12, 5.0):
-            mesh, _ = greenery.tree(rng, species[0], detail=0.25)
-            parts.append(stand(plan, mesh.scaled(1.4, 1.4, 1.3), float(s), float(d), z=-0.05).labelled(VEGETATION))
-    return join(parts)

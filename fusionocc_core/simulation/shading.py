@@ -156,22 +156,32 @@ def _add_gloss(
     weather: Weather,
 ) -> None:
     """Mirror the sky and the sun in glass, paint and metal."""
-    where = np.flatnonzero(alpha > 6)
+    where = np.flatnonzero(alpha > 8)
     if len(where) == 0:
         return
-    d = chunk.direction[where]
-    n = np.stack([component[where] for component in normal], axis=1)
-    mirrored = d - 2 * (d * n).sum(axis=1, keepdims=True) * n
+    d = chunk.direction[where].T
+    n = [component[where] for component in normal]
+    twice = 2 * (d[0] * n[0] + d[1] * n[1] + d[2] * n[2])
+    mirrored = np.stack([d[c] - twice * n[c] for c in range(3)])
     base = np.minimum(alpha[where], LIT).astype(F32) / 255 * F32(0.8)
-    share = base + (1 - base) * F32(0.7) * (1 - cosine[where]) ** 5
-    seen = sky_light(mirrored, weather)
+    share = base + (1 - base) * F32(0.7) * _power(1 - cosine[where], 4)
+    seen = sky_light(mirrored.T, weather)
     houses = np.asarray(weather.ambient_down, F32)[:, None] * 0.8
-    blend = np.clip((mirrored[:, 2] - F32(_SKYLINE)) * 8, 0, 1)
+    blend = np.clip((mirrored[2] - F32(_SKYLINE)) * 8, 0, 1)
     seen = houses + (seen - houses) * blend
-    spark = np.maximum(mirrored @ np.asarray(weather.sun, F32), 0) ** 180 * chunk.sun_seen[where] * 6
+    sun = np.asarray(weather.sun, F32)
+    towards = mirrored[0] * sun[0] + mirrored[1] * sun[1] + mirrored[2] * sun[2]
+    spark = _power(np.maximum(towards, 0), 128) * chunk.sun_seen[where] * 6
     share *= F32(0.35) + F32(0.65) * chunk.openness[where]
     for c in range(3):
         light[c, where] = light[c, where] * (1 - share) + share * (seen[c] + spark * F32(weather.sun_color[c]))
+
+
+def _power(x: NDArray[np.float32], exponent: int) -> NDArray[np.float32]:
+    """To a power of two, by squaring (NumPy's own power is many times slower)."""
+    for _ in range(exponent.bit_length() - 1):
+        x = x * x
+    return x
 
 
 def _add_lamps(light: NDArray[np.float32], alpha: NDArray[np.uint8], material: NDArray[np.uint8], night: float) -> None:

@@ -19,7 +19,7 @@ from fusionocc_core.simulation.textures import TextureSet, make_textures
 from fusionocc_core.simulation.things import Thing
 from fusionocc_core.simulation.tracing import Hits, Tracer
 from fusionocc_core.simulation.traffic import populate
-from fusionocc_core.simulation.weather import Weather, draw_weather
+from fusionocc_core.simulation.weather import TURNS, Weather, draw_weather
 
 NO_INSTANCE = -1
 
@@ -68,11 +68,21 @@ class Snapshot:
 
     def __init__(self, *, street: Street, moving: Mesh, moving_instance: NDArray[np.int16]) -> None:
         self.street = street
-        self.moving = moving
+        self.moving, self.moving_instance = moving, moving_instance
         self._tracer = Tracer(moving.corners)
         self.mesh = join([street.static, moving]) if moving.num else street.static
         """Both kinds of triangles."""
         self.instance = np.concatenate([street.static_instance, moving_instance])
+
+    @cached_property
+    def moving_balls(self) -> list[tuple[NDArray[np.float64], float]]:
+        """Centre (3,) and radius of a ball around each moving thing."""
+        balls = []
+        for k in np.unique(self.moving_instance):
+            corners = self.moving.corners[self.moving_instance == k].reshape(-1, 3).astype(np.float64)
+            center = (corners.max(axis=0) + corners.min(axis=0)) / 2
+            balls.append((center, float(np.linalg.norm(corners - center, axis=1).max())))
+        return balls
 
     @cached_property
     def mesh_normals(self) -> NDArray[np.float32]:
@@ -85,20 +95,23 @@ class Snapshot:
         still = self.street.shade_table
         return still.joined(ShadeTable.of(self.moving, self.street.textures)) if self.moving.num else still
 
-    def first_hits(self, origins: NDArray[np.float32], directions: NDArray[np.float32]) -> Hits:
-        """The nearest surface along N rays."""
-        still = self.street.tracer.first_hits(origins, directions)
-        if self.moving.num == 0:
-            return still
-        moved = self._tracer.first_hits(origins, directions)
-        nearer = moved.distance < still.distance
-        first = self.street.static.num
-        return Hits(
-            distance=np.where(nearer, moved.distance, still.distance),
-            triangle=np.where(nearer, moved.triangle + first, still.triangle),
-            b1=np.where(nearer, moved.b1, still.b1),
-            b2=np.where(nearer, moved.b2, still.b2),
-        )
+    def first_hits(
+        self,
+        origins: NDArray[np.float32],
+        directions: NDArray[np.float32],
+        near_moving: NDArray[np.bool_] | None = None,
+    ) -> Hits:
+        """The nearest surface along N rays; ``near_moving`` (N,): which of them may meet a moving thing (None: all)."""
+        hits = self.street.tracer.first_hits(origins, directions)
+        which = np.arange(len(directions)) if near_moving is None else np.flatnonzero(near_moving)
+        if self.moving.num == 0 or len(which) == 0:
+            return hits
+        moved = self._tracer.first_hits(origins[which], directions[which])
+        nearer = moved.distance < hits.distance[which]
+        at = which[nearer]
+        hits.distance[at], hits.triangle[at] = moved.distance[nearer], moved.triangle[nearer] + self.street.static.num
+        hits.b1[at], hits.b2[at] = moved.b1[nearer], moved.b2[nearer]
+        return hits
 
     def blocked(
         self, origins: NDArray[np.float32], directions: NDArray[np.float32], reach: float | None = None
@@ -113,11 +126,12 @@ class Snapshot:
 def build_street(*, seed: int, split: str, index: int, left_hand: bool, duration: float) -> Street:
     """The ``index``-th street of a split. Every number is drawn from generators keyed by (seed, split, index, subject).
 
-    Kinds take turns, so that a few scenes hold all of them; nothing is shared between two streets: each draws its own
-    layout, textures and objects.
+    Kinds and weathers take turns, so that a few scenes hold all of them; nothing is shared between two streets: each
+    draws its own layout, textures and objects.
     """
     first = int(rng_for(seed, split, "kind").integers(len(KINDS)))
     kind = KINDS[(first + index) % len(KINDS)]
+    turns = rng_for(seed, split, "weather turns").permutation(TURNS)
 
     def rng(subject: str) -> np.random.Generator:
         return rng_for(seed, split, index, subject)
@@ -142,7 +156,7 @@ def build_street(*, seed: int, split: str, index: int, left_hand: bool, duration
         static=static,
         static_instance=instance,
         things=things,
-        weather=draw_weather(rng("weather")),
+        weather=draw_weather(rng("weather"), str(turns[index % len(turns)])),
         textures=textures,
         tracer=Tracer(static.corners),
         shade_table=ShadeTable.of(static, textures),

@@ -10,12 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fusionocc_core.geometry import quaternion_wxyz_from_rotation
 from fusionocc_core.simulation.config import SceneSpec, SimulationConfig, list_scenes
 from fusionocc_core.simulation.files import HIDDEN, atomic_write, json_bytes, read_record
-from fusionocc_core.simulation.keyframe import MARGIN, lidarseg_name, log_name
-from fusionocc_core.simulation.materials import CATEGORY_NAMES
+from fusionocc_core.simulation.keyframe import lidarseg_name
+from fusionocc_core.simulation.materials import CATEGORY_NAMES, RAW
 from fusionocc_core.simulation.randomness import token_for
-from fusionocc_core.simulation.rigs import Rig
+from fusionocc_core.simulation.rigs import CameraMount, Rig
+from fusionocc_core.simulation.spoil import written_cam2ego
+from fusionocc_core.simulation.stage import MARGIN, log_name, stage_scene
+from fusionocc_core.simulation.tracing import Tracer
 
 Row = dict[str, Any]
 ATTRIBUTES = (
@@ -82,28 +86,28 @@ class TableWriter:
             add["visibility"].append({"token": token, "level": level, "description": description})
         for mount in self.rig.cameras:
             sensor = self._sensor(mount.name, "camera")
-            self._calibration(mount.name, sensor, mount.translation, mount.rotation_wxyz, mount.matrix.tolist())
+            self._calibration(mount.name, sensor, self._extrinsics(mount), mount.matrix.tolist())
         lidar = self.rig.lidar
-        self._calibration(lidar.name, self._sensor(lidar.name, "lidar"), lidar.translation, lidar.rotation_wxyz, [])
+        fixed = {"translation": list(lidar.translation), "rotation": _unit(lidar.rotation_wxyz)}
+        self._calibration(lidar.name, self._sensor(lidar.name, "lidar"), fixed, [])
+
+    def _extrinsics(self, mount: CameraMount) -> Row:
+        """Translation and rotation as written: the rig's own digits, unless a calibration error is wanted."""
+        if not any(text.startswith("calibration_error") for text in self.config.corruptions):
+            return {"translation": list(mount.translation), "rotation": _unit(mount.rotation_wxyz)}
+        cam2ego = written_cam2ego(self.config.corruptions, self.seed, mount)
+        rotation = quaternion_wxyz_from_rotation(cam2ego[:3, :3]).tolist()
+        return {"translation": cam2ego[:3, 3].tolist(), "rotation": rotation}
 
     def _sensor(self, channel: str, modality: str) -> str:
         token = self.token("sensor", channel)
         self.rows["sensor"].append({"token": token, "channel": channel, "modality": modality})
         return token
 
-    def _calibration(
-        self, channel: str, sensor: str, translation: tuple[float, ...], rotation: tuple[float, ...], matrix: list[Any]
-    ) -> None:
-        norm = float(np.linalg.norm(rotation))
-        self.rows["calibrated_sensor"].append(
-            {
-                "token": self.token("calibrated_sensor", channel),
-                "sensor_token": sensor,
-                "translation": list(translation),
-                "rotation": [value / norm for value in rotation],
-                "camera_intrinsic": matrix,
-            }
-        )
+    def _calibration(self, channel: str, sensor: str, extrinsics: Row, matrix: list[Any]) -> None:
+        token = self.token("calibrated_sensor", channel)
+        row = {"token": token, "sensor_token": sensor, **extrinsics, "camera_intrinsic": matrix}
+        self.rows["calibrated_sensor"].append(row)
 
     def _scene(self, scene: SceneSpec) -> None:
         records = []
@@ -231,7 +235,7 @@ class TableWriter:
                     ego_pose = pose
                 elif item["channel"] in mounts:
                     mount = mounts[item["channel"]]
-                    extrinsic = {"translation": list(mount.translation), "rotation": list(mount.rotation_wxyz)}
+                    extrinsic = self._extrinsics(mount)
                     cameras[mount.name] = {
                         "img_path": item["filename"].removeprefix("samples/"),
                         "intrinsics": mount.matrix.tolist(),
@@ -267,6 +271,11 @@ TABLE_NAMES = (
 )
 
 
+def _unit(quaternion: tuple[float, ...]) -> list[float]:
+    norm = float(np.linalg.norm(quaternion))
+    return [value / norm for value in quaternion]
+
+
 def _link(chain: list[Row]) -> None:
     """Fill prev and next of rows in order of time."""
     for k, row in enumerate(chain):
@@ -281,10 +290,6 @@ def map_name(config: SimulationConfig, scene: SceneSpec) -> str:
 
 def write_map(root: Path, config: SimulationConfig, scene: SceneSpec) -> None:
     """The mask of road and sidewalk around a scene's drive (nuScenes' semantic prior): 255 on them, north up."""
-    from fusionocc_core.simulation.keyframe import stage_scene
-    from fusionocc_core.simulation.materials import RAW
-    from fusionocc_core.simulation.tracing import Tracer
-
     target = root / map_name(config, scene)
     if target.is_file():
         return

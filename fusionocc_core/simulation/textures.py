@@ -93,10 +93,10 @@ def _noisy(color: tuple[float, float, float], amount: float, coarsest: int = 4) 
 
 
 def _asphalt(rng: np.random.Generator, size: int) -> Picture:
-    level = rng.uniform(0.32, 0.52)
+    level = rng.uniform(0.40, 0.56)
     picture = _plain(size, (level, level * rng.uniform(0.97, 1.0), level * rng.uniform(0.92, 1.0)))
-    _shade(picture, fractal(rng, size, 2, 16), 0.05)
-    _shade(picture, fractal(rng, size, 64, size, 0.9), 0.10)
+    _shade(picture, fractal(rng, size, 2, 8), 0.025)
+    _shade(picture, fractal(rng, size, 128, size, 1.0), 0.11)
     for _ in range(int(rng.integers(1, 4))):  # cracks: a random walk across the tile
         walk = np.cumsum(rng.normal(0, 1.2, size)).astype(int) + int(rng.integers(size))
         picture[np.arange(size), walk % size, :3] *= 0.6
@@ -120,12 +120,12 @@ def _paver(rng: np.random.Generator, size: int) -> Picture:
 
 def _grass(rng: np.random.Generator, size: int) -> Picture:
     dry = rng.uniform(0, 0.5)
-    green = np.array([0.36, 0.46, 0.20])
-    straw = np.array([0.58, 0.52, 0.33])
-    mix = np.clip(dry + 0.22 * fractal(rng, size, 4, 32), 0, 1)[..., None]
+    green = np.array([0.37, 0.43, 0.23])
+    straw = np.array([0.56, 0.50, 0.34])
+    mix = np.clip(dry + 0.16 * fractal(rng, size, 4, 32), 0, 1)[..., None]
     picture = _plain(size, (1, 1, 1))
     picture[..., :3] = 255 * (green * (1 - mix) + straw * mix)
-    return _shade(picture, fractal(rng, size, 32, size, 0.95), 0.22)
+    return _shade(picture, fractal(rng, size, 32, size, 0.95), 0.18)
 
 
 def _leaf(rng: np.random.Generator, size: int) -> Picture:
@@ -241,7 +241,7 @@ def _concrete(rng: np.random.Generator, size: int) -> Picture:
 
 _PAINTERS: dict[Material, Callable[[np.random.Generator, int], Picture]] = {
     Material.ASPHALT: _asphalt,
-    Material.PAINT: _noisy((0.92, 0.92, 0.92), 0.10, 16),
+    Material.PAINT: _noisy((0.92, 0.92, 0.92), 0.06, 64),
     Material.CONCRETE: _concrete,
     Material.PAVER: _paver,
     Material.GRASS: _grass,

@@ -73,7 +73,7 @@ class _Crowd:
             at = s - length / 2 + 1.0 + 2.05 * k
             mesh = props.barrier(rng, tint[k % 2])
             self.add("movable_object.barrier", mesh, self.pose(at, side * (inner + 0.2), z=self._zone_z(inner)))
-        for k in range(int(rng.integers(5, 9))):
+        for k in range(int(rng.integers(6, 11))):
             at, d = s - length / 2 - 1.0 - 1.6 * k, inner + 0.2 + 0.22 * k
             if d < outer:
                 self.add("movable_object.trafficcone", props.cone(rng), self.pose(at, side * d, z=self._zone_z(d)))
@@ -97,7 +97,7 @@ class _Crowd:
         """Its middle; the stretch is taken in every band that it may touch."""
         bands = [band_name(band, side) for band in ("parking", "kerb", "walk")]
         for _ in range(60):
-            s = float(self.rng.uniform(*self.near))
+            s = float(self.rng.uniform(-10.0, self.plan.travelled + 15.0))
             low, high = s - length / 2 - 14.0, s + length / 2 + 2.0
             if all(self.slots.is_free(band, low, high) for band in bands):
                 break
@@ -135,20 +135,21 @@ class _Crowd:
         for category, make in LARGE:
             for k in range(2 if self.rng.random() < 0.5 else 1):
                 mesh = make(self.rng)
-                towed = category == "vehicle.trailer"
-                if (k == 0 and towed) or self.rng.random() < 0.55:
-                    if self._park(category, mesh):
-                        continue
-                    towed = False
-                self._drive(category, mesh)
+                park_first = (k == 0 and category == "vehicle.trailer") or self.rng.random() < 0.55
+                placed = park_first and self._park(category, mesh)
+                if (
+                    not placed
+                    and not self._drive(category, mesh, near=k == 0)
+                    and k == 0
+                    and not self._park(category, mesh)
+                ):
+                    self._in_yard(category, mesh)
 
     def _park(self, category: str, mesh: Mesh, s_range: tuple[float, float] | None = None) -> bool:
         """Beside the kerb, in the parking lane if there is one, else half on the sidewalk's edge."""
         length = float(np.ptp(mesh.corners[..., 0])) + 1.4
         width = float(np.ptp(mesh.corners[..., 1]))
         for side in self.rng.permutation([1, -1]):
-            if not self.plan.parking and category in ("vehicle.bus.rigid", "vehicle.car") and self.rng.random() < 0.7:
-                continue
             s = self.slots.claim(self.rng, band_name("parking", int(side)), length, s_range or self.near)
             if s is None:
                 continue
@@ -156,12 +157,25 @@ class _Crowd:
                 d, z = self.plan.half_width - max(width / 2 + 0.15, self.plan.parking / 2), 0.0
             else:  # no lane to park in: off the road, beyond the kerb
                 d, z = self.plan.half_width + width / 2 + 0.25, KERB_HEIGHT
-                self.slots.block(band_name("walk", int(side)), s - length / 2, s + length / 2)
-                self.slots.block(band_name("kerb", int(side)), s - length / 2, s + length / 2)
+                for band in ("walk", "kerb", "yard"):
+                    self.slots.block(band_name(band, int(side)), s - length / 2, s + length / 2)
             turn = self.heading_turn(int(side)) + float(self.rng.normal(0, 0.015))
             self.add(category, mesh, self.pose(s, int(side) * d, z=z, turn=turn), PARKED)
             return True
         return False
+
+    def _in_yard(self, category: str, mesh: Mesh) -> None:
+        """On the ground in front of the houses: the last resort for a class that must occur."""
+        side = int(self.rng.choice([1, -1]))
+        length, width = (float(np.ptp(mesh.corners[..., axis])) for axis in (0, 1))
+        band, wider = band_name("yard", side), (-60.0, self.near[1] + 40.0)
+        s = self.slots.claim(self.rng, band, length + 1.0, self.near)
+        if s is None:
+            s = self.slots.claim(self.rng, band, length + 1.0, wider)
+        at = self.near[0] if s is None else s
+        d = max(self.plan.yard_start(side), self.plan.sidewalk_band(side)[1]) + width / 2 + 0.3
+        self.slots.block(band_name("front", side), at - length / 2 - 1, at + length / 2 + 1)
+        self.add(category, mesh, self.pose(at, side * d, z=KERB_HEIGHT), PARKED)
 
     def _lanes(self) -> list[tuple[str, int]]:
         """Lanes with free flow: (direction, lane)."""
@@ -175,24 +189,28 @@ class _Crowd:
                     lanes.append((direction, lane))
         return lanes
 
-    def _drive(self, category: str, mesh: Mesh, attribute: str = MOVING) -> bool:
-        """In a lane, at the lane's speed; or in the ego's own lane, keeping its distance."""
+    def _drive(self, category: str, mesh: Mesh, *, near: bool = False) -> bool:
+        """In a lane, at the lane's speed; or in the ego's own lane, keeping its distance. ``near``: within sight."""
         plan, rng = self.plan, self.rng
         length = float(np.ptp(mesh.corners[..., 0])) + 6.0
         lanes = self._lanes()
         if rng.random() < 0.2 or not lanes:
-            lead = self.slots.claim(rng, "own lane", length, (20.0, 75.0)) if rng.random() < 0.7 else None
+            lead = (
+                self.slots.claim(rng, "own lane", length, (18.0, 32.0 if near else 75.0))
+                if rng.random() < 0.7
+                else None
+            )
             lead = self.slots.claim(rng, "own lane", length, (-40.0, -16.0)) if lead is None else lead
             if lead is None:
                 return False
             offset = plan.lane_offset(plan.ego_lane)
-            self.add(category, mesh, Tailing(line=plan.line, lead=lead, offset=offset, profile=plan.profile), attribute)
+            self.add(category, mesh, Tailing(line=plan.line, lead=lead, offset=offset, profile=plan.profile), MOVING)
             return True
         direction, lane = lanes[int(rng.integers(len(lanes)))]
         forward = direction == "with"
         speed = self.lane_speed[lane] if forward else -self.oncoming_speed[lane]
         drift = speed * plan.duration
-        middle = (plan.begin + 40, plan.end - 40)
+        middle = (-15.0, plan.travelled + 20.0) if near else (plan.begin + 40, plan.end - 40)
         start = self.slots.claim(rng, f"{direction}{lane}", length, (middle[0] - drift / 2, middle[1] - drift / 2))
         if (
             start is None
@@ -200,7 +218,7 @@ class _Crowd:
         ):
             return False
         offset = plan.lane_offset(lane, oncoming=not forward)
-        self.add(category, mesh, Following(line=plan.line, start=start, offset=offset, speed=speed), attribute)
+        self.add(category, mesh, Following(line=plan.line, start=start, offset=offset, speed=speed), MOVING)
         return True
 
     def small_vehicles(self) -> None:
@@ -232,7 +250,8 @@ class _Crowd:
                 speed = float(rng.uniform(3.0, 5.5)) * (1 if forward else -1)
                 band = band_name("edge", side)
                 start = self.slots.claim(rng, band, 5.0, (-30.0, plan.travelled + 50.0))
-                if start is None or side == self.zone_side:
+                own_lane = forward and plan.ego_lane == plan.lanes - 1
+                if start is None or side == self.zone_side or own_lane:
                     start = float(rng.uniform(0, plan.travelled + 20))
                     offset, z, speed = side * (plan.half_width + 2.0), KERB_HEIGHT, speed * 0.6
                 else:
@@ -295,9 +314,9 @@ class _Crowd:
         """Bins, prams, debris and cones on the sidewalks."""
         rng = self.rng
         choices: Sequence[tuple[str, Maker, int]] = (
-            ("movable_object.pushable_pullable", props.litter_bin, int(rng.integers(3, 7))),
+            ("movable_object.pushable_pullable", props.litter_bin, int(rng.integers(5, 11))),
             ("human.pedestrian.stroller", props.stroller, int(rng.integers(0, 3))),
-            ("movable_object.trafficcone", props.cone, int(rng.integers(2, 6))),
+            ("movable_object.trafficcone", props.cone, int(rng.integers(4, 9))),
             ("movable_object.debris", props.debris, int(rng.integers(0, 2))),
         )
         for category, make, count in choices:

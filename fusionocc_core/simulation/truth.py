@@ -23,6 +23,7 @@ FREE = 17
 GROUND_SPACING, STRUCTURE_SPACING, THING_SPACING = 0.13, 0.12, 0.05
 """Distances between samples, metres."""
 FILL_SPACING = 0.2
+_KEY_BASE = 1 << 20
 _FILLED = ("vehicle.car", "vehicle.bus.rigid", "vehicle.truck", "vehicle.trailer", "vehicle.construction")
 """Things whose inside is occupied: between the left and the right skin of every slice, as in Occ3D, where the
 aggregation of many sweeps fills most of a car's inside."""
@@ -137,8 +138,8 @@ def _sample_thing(thing: Thing, mesh: Mesh, rng: np.random.Generator) -> Samples
 def _filling(surface: NDArray[np.float32]) -> NDArray[np.float32]:
     """Points between the left and the right skin, in every cell of a side view."""
     cell = np.floor(surface[:, [0, 2]] / FILL_SPACING).astype(np.int64)
-    unique, inverse_ = np.unique(cell, axis=0, return_inverse=True)
-    inverse_ = inverse_.reshape(-1)
+    keys, inverse_ = np.unique(cell[:, 0] * _KEY_BASE + cell[:, 1] + _KEY_BASE // 2, return_inverse=True)
+    unique = np.stack([keys // _KEY_BASE, keys % _KEY_BASE - _KEY_BASE // 2], axis=1)
     low, high = np.full(len(unique), np.inf), np.full(len(unique), -np.inf)
     np.minimum.at(low, inverse_, surface[:, 1])
     np.maximum.at(high, inverse_, surface[:, 1])
@@ -191,6 +192,9 @@ def _inside(
     to_index = (street2grid[:3] - np.array([[0, 0, 0, v] for v in lower])) / size[:, None]
     scaled = samples.points @ to_index[:, :3].T.astype(np.float32) + to_index[:, 3].astype(np.float32)
     shape = np.asarray(grid.shape)
-    keep = np.flatnonzero(((scaled >= 0) & (scaled < shape)).all(axis=1))
-    ijk = scaled[keep].astype(np.int64)
-    return (ijk[:, 0] * shape[1] + ijk[:, 1]) * shape[2] + ijk[:, 2], samples.label[keep]
+    inside = np.ones(len(scaled), bool)
+    for axis in range(3):
+        inside &= (scaled[:, axis] >= 0) & (scaled[:, axis] < shape[axis])
+    keep = np.flatnonzero(inside)
+    i, j, k = (scaled[keep, axis].astype(np.int64) for axis in range(3))
+    return (i * shape[1] + j) * shape[2] + k, samples.label[keep]

@@ -268,8 +268,10 @@ def _cab(front: float, half: float, color: Color, length: float) -> Mesh:
         glass,
     )
     side_glass = box((0.8, 2 * half + 0.02, 0.7), Material.GLASS, glass, (front - 0.85, 0, 1.95))
+    grille = box((0.06, 1.1 * half, 0.28), Material.PLASTIC, DARK, (front - 0.01, 0, 1.12))
+    bumper = box((0.16, 1.96 * half, 0.2), Material.PLASTIC, DARK, (front - 0.04, 0, 0.5))
     mirrors = [box((0.1, 0.14, 0.4), Material.PLASTIC, DARK, (front - 0.2, s * (half + 0.12), 1.9)) for s in (-1, 1)]
-    return join([shell, screen, side_glass, *mirrors])
+    return join([shell, screen, side_glass, grille, bumper, *mirrors])
 
 
 def trailer(rng: np.random.Generator) -> Mesh:

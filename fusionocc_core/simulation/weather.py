@@ -36,19 +36,20 @@ class Weather:
     """SKY_SIZE + (3,) linear light."""
 
 
-KINDS = ("clear", "clear", "cloudy", "overcast", "fog", "dusk")
+KINDS = ("clear", "cloudy", "overcast", "fog", "dusk")
+TURNS = ("clear", "cloudy", "clear", "overcast", "dusk", "clear", "fog")
+"""What consecutive scenes have, in an order of the data set's own."""
 
 
-def draw_weather(rng: np.random.Generator) -> Weather:
-    """Clear, cloudy, overcast, foggy or dusk."""
-    name = str(rng.choice(KINDS))
+def draw_weather(rng: np.random.Generator, name: str) -> Weather:
+    """One of KINDS, with a sun, a haze and a sky of its own."""
     azimuth = rng.uniform(-np.pi, np.pi)
     elevation = np.deg2rad(rng.uniform(4, 10) if name == "dusk" else rng.uniform(22, 68))
     sun = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
     strength = {"clear": 1.0, "cloudy": 0.75, "overcast": 0.10, "fog": 0.05, "dusk": 0.16}[name]
     warm = np.array([1.0, 0.93, 0.82]) if name != "dusk" else np.array([1.0, 0.55, 0.3])
     up = {
-        "clear": (0.30, 0.36, 0.46),
+        "clear": (0.34, 0.40, 0.50),
         "cloudy": (0.40, 0.44, 0.50),
         "overcast": (0.62, 0.65, 0.70),
         "fog": (0.62, 0.64, 0.66),
@@ -66,7 +67,7 @@ def draw_weather(rng: np.random.Generator) -> Weather:
     return Weather(
         name=name,
         sun=(float(sun[0]), float(sun[1]), float(sun[2])),
-        sun_color=_triple(1.15 * strength * warm * rng.uniform(0.85, 1.1)),
+        sun_color=_triple(1.75 * strength * warm * rng.uniform(0.85, 1.1)),
         ambient_up=_triple(up_color),
         ambient_down=_triple(up_color * (0.42, 0.38, 0.33)),
         fog=float(fog),

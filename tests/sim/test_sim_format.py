@@ -119,7 +119,6 @@ def test_files_exist_and_have_their_sizes(sim_root, tables, sim_config):
 def test_the_devkit_loads_it(nusc, sim_config):
     assert len(nusc.scene) == sim_config.scenes
     assert len(nusc.sample) == sim_config.scenes * sim_config.keyframes
-    assert sum(1 for row in nusc.sample_data if not row["is_key_frame"]) > 10
     sample = nusc.sample[1]
     assert set(sample["data"]) == {sensor["channel"] for sensor in nusc.sensor}
     assert len(sample["anns"]) > 5
