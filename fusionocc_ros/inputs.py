@@ -37,12 +37,12 @@ POLL_PERIOD_S = 0.02
 """How often the synchroniser is asked for sets whose deadline has passed."""
 
 
-def sensor_qos(parameters: NodeParameters) -> QoSProfile:
-    """Of pictures, clouds, CameraInfo and odometry."""
+def sensor_qos(parameters: NodeParameters, *, lidar: bool = False) -> QoSProfile:
+    """Of pictures, CameraInfo and odometry, or of clouds."""
     reliable = parameters.qos_reliability == RELIABLE
     return QoSProfile(
         history=QoSHistoryPolicy.KEEP_LAST,
-        depth=parameters.qos_depth,
+        depth=parameters.qos_lidar_depth if lidar else parameters.qos_depth,
         reliability=QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT,
     )
 
@@ -170,7 +170,7 @@ class Inputs:
             message,
             topic,
             callback,
-            sensor_qos(self._parameters),
+            sensor_qos(self._parameters, lidar=message is PointCloud2),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
 

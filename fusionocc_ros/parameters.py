@@ -177,7 +177,14 @@ class NodeParameters:
         name="qos.reliability",
         choices=(BEST_EFFORT, RELIABLE),
     )
-    qos_depth: int = _parameter(20, "Messages kept for each sensor subscription.", name="qos.depth", low=1, high=1000)
+    qos_depth: int = _parameter(20, "Pictures kept for each subscription.", name="qos.depth", low=1, high=1000)
+    qos_lidar_depth: int = _parameter(
+        60,
+        "Sweeps kept: more than pictures, for a sweep that is lost is a set that is lost.",
+        name="qos.lidar_depth",
+        low=1,
+        high=1000,
+    )
 
     encoding: str = _parameter(
         DENSE,

@@ -65,9 +65,9 @@ class SyncConfig:
     """A camera that missed so many sets in a row is no longer waited for until it speaks again."""
     expect_pace: bool = True
     """Do not wait for a picture that, at the camera's pace, cannot be nearer than the one at hand."""
-    max_pictures: int = 10
+    max_pictures: int = 20
     """Pictures kept for each camera."""
-    max_pending: int = 10
+    max_pending: int = 20
     """Sweeps that may wait at the same time."""
     jump_back_ns: int = 200 * MS
     """A stamp further back than this is a jump in time (everything starts anew), not a late message."""
