@@ -69,7 +69,7 @@ def check(
             if error is not None:
                 (tally.damaged if item.path.is_file() else tally.missing).append(error)
             progress.advance(bar)
-    title = f"{len(frames)} keyframes of {len(frames.scenes)} scenes in {frames.root / frames.version}"
+    title = f"{frames.root / frames.version}: keyframes: {len(frames)}, scenes: {len(frames.scenes)}"
     return _report(tallies, title, listing=listing, console=console)
 
 
@@ -230,7 +230,8 @@ def make_progress() -> Progress:
 def _print_tallies(console: Console, title: str, tallies: dict[str, Tally]) -> None:
     from rich.table import Table
 
-    table = Table(title=title)
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    table = Table()
     for heading in ("files", "wanted", "missing", "damaged"):
         table.add_column(heading, justify="left" if heading == "files" else "right")
     for kind, tally in tallies.items():
