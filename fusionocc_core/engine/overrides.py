@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -13,7 +13,7 @@ Config = TypeVar("Config")
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
-    """The config with ``key=value`` texts applied in their order; keys are dotted, as in ``train.optimizer.lr=1e-4``.
+    """The config with ``key=value`` texts applied; keys are dotted, as in ``train.optimizer.lr=1e-4``. The last wins.
 
     Values are read by the field's type: numbers, true/false, none where the field allows it, text as it stands, tuples
     as ``a,b``. A group that may be none (``train.ema``) can be switched off with none, not made from text.
@@ -21,12 +21,16 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     Raises:
         ValueError: no such key (with the nearest ones), a value of another type, or one that the config refuses.
     """
+    changes: dict[str, str] = {}
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or not key.strip():
             raise ValueError(f"--set {assignment}: expected key=value, for example --set train.optimizer.lr=1e-4")
-        config = _assign(config, key.strip(), key.strip().split("."), text.strip())
-    return config
+        changes[key.strip()] = text.strip()
+    for key in changes:
+        _check_key(config, key)
+    changed: Config = _rebuild(config, changes, "")
+    return changed
 
 
 def keys_of(config: Any, prefix: str = "") -> list[str]:
@@ -51,22 +55,28 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
 
 
-def _assign(config: Any, key: str, path: Sequence[str], text: str) -> Any:
-    return _replace_at(config, key, path, text, whole=config)
+def _check_key(config: Any, key: str) -> None:
+    group = config
+    for part in key.split("."):
+        if group is None:
+            raise ValueError(f"--set {key}: a part of it is none in this recipe")
+        if not is_dataclass(group) or part not in {f.name for f in fields(group)}:
+            raise ValueError(f"--set {key}: no such key; {nearest(key, keys_of(config))}")
+        group = getattr(group, part)
 
 
-def _replace_at(config: Any, key: str, path: Sequence[str], text: str, whole: Any) -> Any:
-    name, rest = path[0], path[1:]
-    if not is_dataclass(config) or name not in {f.name for f in fields(config)}:
-        raise ValueError(f"--set {key}: no such key; {nearest(key, keys_of(whole))}")
-    current = getattr(config, name)
-    if rest and current is None:
-        raise ValueError(f"--set {key}: {key.removesuffix('.' + '.'.join(rest))} is none in this recipe")
-    if rest:
-        value = _replace_at(current, key, rest, text, whole)
-    else:
-        value = _parse(get_type_hints(type(config))[name], text, key)
-    changed: Any = replace(config, **{name: value})  # type: ignore[type-var]
+def _rebuild(config: Any, changes: Mapping[str, str], prefix: str) -> Any:
+    """The group with all changes at once: fields that must fit together may be changed together."""
+    kinds, values = get_type_hints(type(config)), {}
+    for name in {key[len(prefix) :].partition(".")[0] for key in changes if key.startswith(prefix)}:
+        key = prefix + name
+        deeper = any(other.startswith(f"{key}.") for other in changes)
+        if deeper and key in changes:
+            raise ValueError(f"--set {key}: given together with a part of it")
+        values[name] = (
+            _rebuild(getattr(config, name), changes, f"{key}.") if deeper else _parse(kinds[name], changes[key], key)
+        )
+    changed: Any = replace(config, **values)
     return changed
 
 

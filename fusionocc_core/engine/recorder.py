@@ -29,7 +29,8 @@ class Recorder:
         log_every: steps between lines of the log.
         best_metric: name of the metric by which the best checkpoint is chosen (more is better).
         export: writes weights for use; None writes none.
-        run: what the run is (recipe, command); kept in every checkpoint.
+        run: what the run is (recipe, command); kept in run.json and in every checkpoint.
+        check_resume: given ``run`` of an earlier call in this folder; raises if they cannot be one run.
         tensorboard: also write curves for TensorBoard.
         console: where to tell; the standard output by default.
 
@@ -49,11 +50,13 @@ class Recorder:
         best_metric: str = "",
         export: Export | None = None,
         run: Mapping[str, Any] | None = None,
+        check_resume: Callable[[Mapping[str, Any]], None] | None = None,
         tensorboard: bool = False,
         console: Console | None = None,
     ) -> None:
         self.out, self.is_main, self.config = out, world.is_main, checkpoints
         self.log_every, self.best_metric, self.export, self.run = log_every, best_metric, export, dict(run or {})
+        self._check_resume = check_resume
         self.best: dict[str, float] = {}
         """The best value of ``best_metric`` so far and its step, or empty."""
         self.console = console or Console()
@@ -137,14 +140,17 @@ class Recorder:
         """The newest checkpoint, or None; the log is cut to it. Every process must call it, and reads the same file.
 
         Raises:
-            ValueError: the checkpoint is damaged.
+            ValueError: the checkpoint is damaged, or of another recipe.
         """
         newest = world.gather(self.folder.steps()[-1:] if self.folder else [])[0]
         if not newest:
             if self.folder:
                 self.log.path.unlink(missing_ok=True)
+                self.folder.write_json("run.json", self.run)
             return None
         state = load_checkpoint(self.out / "checkpoints" / f"step-{newest[0]:08d}.pt")
+        if self._check_resume:
+            self._check_resume(state["run"])
         self.best = dict(state["best"])
         if self.folder:
             self.log.cut_after(newest[0])

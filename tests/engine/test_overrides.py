@@ -63,7 +63,7 @@ def test_later_assignments_win_and_the_rest_stays():
         ("inner.size=1,2,3", "expected 2 values separated by commas"),
         ("inner.strides=a,b", "expected numbers separated by commas"),
         ("inner=3", "a group of fields; set one of inner.: size, strides, name, limit"),
-        ("maybe.limit=3", "maybe is none in this recipe"),
+        ("maybe.limit=3", "a part of it is none in this recipe"),
         ("rate", "expected key=value"),
         ("=3", "expected key=value"),
     ],
@@ -71,6 +71,18 @@ def test_later_assignments_win_and_the_rest_stays():
 def test_mistakes_are_told_with_the_way_out(text, message):
     with pytest.raises(ValueError, match=message):
         override(Outer(), [text])
+
+
+def test_fields_that_depend_on_each_other_are_changed_together():
+    from fusionocc_core.grids import OCC3D_GRID
+
+    grid = override(OCC3D_GRID, ["upper=40.0,40.0,5.5", "voxel_size=0.4,0.4,0.5"])  # either alone is refused
+    assert grid.shape == (200, 200, 13)
+
+
+def test_a_group_and_a_part_of_it_are_refused():
+    with pytest.raises(ValueError, match="ema: given together with a part of it"):
+        override(TrainConfig(), ["ema=none", "ema.decay=0.5"])
 
 
 def test_what_the_config_itself_refuses_is_refused():

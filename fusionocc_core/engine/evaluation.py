@@ -1,0 +1,187 @@
+"""Measure a network on labelled keyframes, with exact sums over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from fusionocc_core.data.nuscenes import NuScenesFrames
+from fusionocc_core.data.pipeline import prepare
+from fusionocc_core.engine.distributed import World
+from fusionocc_core.engine.examples import worker_options
+from fusionocc_core.engine.labels import check_labels, read_truth
+from fusionocc_core.engine.sampler import draw_seed, shard
+from fusionocc_core.engine.trainer import PRECISIONS
+from fusionocc_core.grids import LabelSet, VoxelGrid
+from fusionocc_core.metrics import OccupancyReport, OccupancyScore, OccupancyTruth
+from fusionocc_core.metrics.rays import ray_origins
+from fusionocc_core.predictor import decode
+from fusionocc_core.structures import Batch, InputConfig, Occupancy
+
+OnFrame = Callable[[Occupancy, OccupancyTruth], None]
+"""Told of every frame of this process, in order."""
+
+_AHEAD = 2
+"""Frames whose prediction is there while an earlier one is still being scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFrame:
+    """One frame, ready for the network, and its truth."""
+
+    batch: Batch
+    truth: OccupancyTruth
+    stamp_ns: int
+
+
+class LabelledFrames(Dataset[LabelledFrame]):
+    """Keyframes for an evaluation, prepared as at test time.
+
+    Where a preset thins points at random, the draw follows from the seed and the frame's index.
+
+    Args:
+        frames: the keyframes, with the history that the network wants.
+        inputs: what the network wants of a frame.
+        grid: the network's.
+        label_set: the network's.
+        rays: also find where the rays of RayIoU start: the LiDAR's places in all keyframes of the scene in ``frames``.
+        seed: of the draws.
+
+    Raises:
+        FileNotFoundError: labels are missing.
+        ValueError: there is no frame, or the labels do not fit the network.
+    """
+
+    def __init__(
+        self,
+        frames: NuScenesFrames,
+        inputs: InputConfig,
+        grid: VoxelGrid,
+        label_set: LabelSet,
+        *,
+        rays: bool,
+        seed: int,
+    ) -> None:
+        if not len(frames):
+            raise ValueError("there is no keyframe to evaluate on")
+        check_labels(frames, segmentation=False)
+        read_truth(frames, 0, grid, label_set)
+        self.frames, self.inputs, self.grid, self.label_set = frames, inputs, grid, label_set
+        self.rays, self.seed = rays, seed
+
+    def __len__(self) -> int:
+        """How many keyframes."""
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> LabelledFrame:
+        """Read and prepare one."""
+        frame = self.frames[index]
+        generator = torch.Generator().manual_seed(draw_seed(self.seed, 0, index))
+        truth = read_truth(self.frames, index, self.grid, self.label_set)
+        if self.rays:
+            truth = replace(truth, ray_origins=self._origins(index))
+        return LabelledFrame(
+            batch=prepare(frame, self.inputs, self.grid, generator), truth=truth, stamp_ns=frame.stamp_ns
+        )
+
+    def _origins(self, index: int) -> np.ndarray:
+        frames = self.frames
+        channel = frames.lidar
+        if channel is None:
+            raise ValueError(
+                "RayIoU looks from the LiDAR's places, and this data has no LiDAR: evaluate with rays=False"
+            )
+        scene = [frames.keyframe(k) for k in frames.scene_indices(frames.keyframe(index).scene)]
+        sweeps = [keyframe.records[channel] for keyframe in scene if channel in keyframe.records]
+        lidar2global = np.stack([sweep.ego2global @ sweep.sensor2ego for sweep in sweeps])
+        reference = frames.keyframe(index).records[channel]
+        return ray_origins(lidar2global, reference.ego2global, self.grid)
+
+
+def evaluate(
+    model: nn.Module,
+    labelled: LabelledFrames,
+    *,
+    world: World,
+    workers: int = 0,
+    precision: str = "fp32",
+    limit: int | None = None,
+    on_frame: OnFrame | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> OccupancyReport:
+    """Predict every frame and score it.
+
+    Each frame is seen once, by one process; the counts are integers, so the result is the same for any number of
+    processes (up to what the network computes differently on other devices).
+
+    Args:
+        model: the network, on the world's device, in evaluation mode.
+        labelled: the frames.
+        world: the processes; every one must call this.
+        workers: processes of each that read and prepare frames.
+        precision: what the network computes in; see trainer.PRECISIONS.
+        limit: only this many frames, spread evenly.
+        on_frame: told of this process's frames.
+        progress: told of each finished frame of this process, with the number of frames of all.
+    """
+    indices = _spread(len(labelled), limit)
+    mine = [indices[place] for place in shard(len(indices), world.rank, world.size)]
+    score = OccupancyScore(labelled.grid, labelled.label_set, rays=labelled.rays)
+    loader = DataLoader(
+        labelled,
+        batch_size=None,
+        sampler=mine,
+        num_workers=workers,
+        generator=torch.Generator(),
+        **worker_options(workers),
+    )
+    dtype = PRECISIONS[precision]
+    with ThreadPoolExecutor(1) as scorer:  # scores while the network computes the next frame
+        pending: list[Future[None]] = []
+        for one in loader:
+            with torch.no_grad(), torch.autocast(world.device.type, dtype=dtype, enabled=dtype is not None):
+                outputs = model(one.batch.to(world.device))
+            labels, _ = decode(outputs.logits_BKXYZ, confidence=False)
+            prediction = Occupancy(
+                labels=labels, grid=labelled.grid, label_set=labelled.label_set, stamp_ns=one.stamp_ns
+            )
+            pending.append(scorer.submit(_score, score, prediction, one.truth, on_frame))
+            if progress:
+                progress(len(indices))
+            while len(pending) > _AHEAD:
+                pending.pop(0).result()
+        for future in pending:
+            future.result()
+    score.set_counts(world.total(torch.from_numpy(score.counts())).numpy())
+    return score.report()
+
+
+def summary(report: OccupancyReport) -> dict[str, float]:
+    """The metrics that training follows: mIoU and geometric IoU under each mask that the data has, fractions."""
+    named = {}
+    for scores in report.voxels:
+        named[f"miou_{scores.mask}"] = scores.miou
+        named[f"iou_{scores.mask}"] = scores.geometric_iou
+    if report.rays:
+        named["ray_iou"] = report.rays.ray_iou
+    return named
+
+
+def _score(score: OccupancyScore, prediction: Occupancy, truth: OccupancyTruth, on_frame: OnFrame | None) -> None:
+    score.add(prediction, truth)
+    if on_frame:
+        on_frame(prediction, truth)
+
+
+def _spread(length: int, limit: int | None) -> Sequence[int]:
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: expected at least 1 frame")
+    if limit is None or limit >= length:
+        return range(length)
+    return [int(place) for place in np.linspace(0, length - 1, limit).round()]

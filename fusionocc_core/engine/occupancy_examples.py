@@ -1,0 +1,158 @@
+"""Keyframes with occupancy labels as training examples. Every random draw follows from the sample's key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fusionocc_core.data.augmentation import (
+    AugmentationConfig,
+    BevAug,
+    ImageAug,
+    draw_bev_aug,
+    draw_image_aug,
+    fit_image,
+)
+from fusionocc_core.data.images import transform_seg_map
+from fusionocc_core.data.imgseg import imgseg_path
+from fusionocc_core.data.nuscenes import NuScenesFrames
+from fusionocc_core.data.pipeline import collate, prepare
+from fusionocc_core.engine.examples import Examples
+from fusionocc_core.engine.labels import check_labels, read_truth
+from fusionocc_core.engine.sampler import SampleKey, draw_seed
+from fusionocc_core.engine.sensor_dropout import SensorDropout, draw_cameras, drop_sensors
+from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
+from fusionocc_core.layers.view_transform import measured_depth_bins
+from fusionocc_core.losses import Targets, collate_targets
+from fusionocc_core.metrics import MASKS, OccupancyTruth
+from fusionocc_core.structures import Batch, InputConfig, SensorFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which keyframes, and what is done to them in training."""
+
+    train_split: str = "train"
+    """An official split, or one in <version>/splits.json."""
+    val_split: str = "val"
+    augmentation: AugmentationConfig | None = field(default_factory=AugmentationConfig)
+    """None shows every sample as it is."""
+    sensor_dropout: SensorDropout = field(default_factory=SensorDropout)
+    label_mask: str = "none"
+    """Labels of voxels that the "camera" or "lidar" did not observe become unknown, for every loss; "none" keeps all.
+    (The mask of LossConfig, which the official recipe has, is that of the cross-entropy alone.)"""
+    reduce: int = 1
+    """Decode pictures at 1, 1/2, 1/4 or 1/8 of their size: quicker where the network's picture is small anyway."""
+
+    def __post_init__(self) -> None:
+        """Refuse a mask that does not exist."""
+        if self.label_mask not in MASKS:
+            raise ValueError(f"DataConfig.label_mask={self.label_mask!r}: expected one of {MASKS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleNeeds:
+    """What a network and its losses want from a sample."""
+
+    inputs: InputConfig
+    grid: VoxelGrid
+    label_set: LabelSet
+    depth_bins: DepthBins | None
+    """For the depth loss; None leaves its labels out."""
+    stride: int
+    """Pixels a feature cell."""
+    segmentation: bool
+    """Labels of the pictures are wanted, too."""
+
+
+class OccupancyExamples:
+    """The keyframes of a data set with Occ3D labels.
+
+    Every draw for a sample comes from a generator that is seeded with the run's seed and the sample's key, so that the
+    same key gives the same example in any process and at any time.
+
+    Args:
+        frames: the keyframes, with the history that the network wants.
+        config: what is done to them.
+        needs: what comes out.
+        seed: of the run.
+
+    Raises:
+        FileNotFoundError: labels are missing, with their number and where they belong.
+        ValueError: the labels' grid or classes are not the network's.
+    """
+
+    def __init__(self, frames: NuScenesFrames, config: DataConfig, needs: ExampleNeeds, *, seed: int) -> None:
+        self.frames, self.config, self.needs, self.seed = frames, config, needs, seed
+        check_labels(frames, segmentation=needs.segmentation)
+        if len(frames):
+            read_truth(frames, 0, needs.grid, needs.label_set)
+
+    def __len__(self) -> int:
+        """How many keyframes."""
+        return len(self.frames)
+
+    def examples(self, keys: Sequence[SampleKey]) -> Examples:
+        """The samples of these keys, prepared and joined."""
+        frames = [self.frames[key.sample] for key in keys]
+        generators = [torch.Generator().manual_seed(draw_seed(self.seed, *key)) for key in keys]
+        fewest = min(len(frame.cameras) for frame in frames)
+        cameras = draw_cameras(self.config.sensor_dropout, fewest, generators[0])
+        parts = []
+        for key, frame, generator in zip(keys, frames, generators, strict=True):
+            batch, targets = self._one(key.sample, frame, generator)
+            parts.append(drop_sensors(batch, targets, self.config.sensor_dropout, cameras=cameras, generator=generator))
+        return Examples(
+            batch=collate([batch for batch, _ in parts]),
+            targets=collate_targets([targets for _, targets in parts]),
+            tokens=tuple(frame.token for frame in frames),
+        )
+
+    def _one(self, index: int, frame: SensorFrame, generator: torch.Generator) -> tuple[Batch, Targets]:
+        needs, config = self.needs, self.config.augmentation
+        sizes = {camera.name: (camera.image.shape[0], camera.image.shape[1]) for camera in frame.cameras}
+        size = needs.inputs.image_size
+        if config is None:
+            image_augs, bev_aug = {name: fit_image(source, size) for name, source in sizes.items()}, BevAug()
+        else:
+            image_augs = {name: draw_image_aug(source, size, config, generator) for name, source in sizes.items()}
+            bev_aug = draw_bev_aug(config, generator)
+        batch = prepare(frame, needs.inputs, needs.grid, generator, image_augs=image_augs, bev_aug=bev_aug)
+        truth = read_truth(self.frames, index, needs.grid, needs.label_set)
+        return batch, Targets(
+            labels_BXYZ=_tensor(bev_aug.flip_volume(self._known(truth))),
+            mask_camera_BXYZ=_mask(truth.mask_camera, bev_aug),
+            mask_lidar_BXYZ=_mask(truth.mask_lidar, bev_aug),
+            depth_bins_BNhw=measured_depth_bins(batch.depth_BNHW, needs.depth_bins, needs.stride)
+            if needs.depth_bins
+            else None,
+            segmentation_BNHW=self._segmentation(index, image_augs) if needs.segmentation else None,
+        )
+
+    def _known(self, truth: OccupancyTruth) -> NDArray[np.uint8]:
+        mask = None if self.config.label_mask == "none" else truth.mask(self.config.label_mask)
+        if mask is None and self.config.label_mask != "none":
+            raise ValueError(f"DataConfig.label_mask={self.config.label_mask!r}: these labels have no such mask")
+        return truth.labels if mask is None else np.where(mask, truth.labels, np.uint8(truth.label_set.unknown))
+
+    def _segmentation(self, index: int, image_augs: dict[str, ImageAug]) -> torch.Tensor:
+        size = self.needs.inputs.image_size
+        records = self.frames.keyframe(index).records
+        maps = [
+            transform_seg_map(np.load(imgseg_path(self.frames.root, records[name])), aug, size)
+            for name, aug in image_augs.items()
+        ]
+        return _tensor(np.stack(maps))
+
+
+def _mask(mask: NDArray[np.bool_] | None, bev_aug: BevAug) -> torch.Tensor | None:
+    return None if mask is None else _tensor(bev_aug.flip_volume(mask))
+
+
+def _tensor(array: NDArray[np.generic]) -> torch.Tensor:
+    """As a batch of one."""
+    return torch.from_numpy(np.ascontiguousarray(array))[None]

@@ -1,0 +1,81 @@
+"""A recipe: everything that decides what a training run computes, in one frozen object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusionocc_core.checkpoints import encode_config
+from fusionocc_core.engine.occupancy_examples import DataConfig, ExampleNeeds
+from fusionocc_core.engine.trainer import TrainConfig
+from fusionocc_core.losses import LossConfig
+from fusionocc_core.models.fusionocc import FusionOccConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A network, its data, its losses, and how it is trained."""
+
+    preset: str
+    """What the network is called on its card."""
+    model: FusionOccConfig
+    loss: LossConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    best_metric: str = "miou_camera"
+    """By which the best weights are chosen: "miou_" or "iou_" and the mask: camera, lidar or none."""
+
+    def __post_init__(self) -> None:
+        """Refuse a metric that no evaluation gives."""
+        if self.best_metric not in METRICS:
+            raise ValueError(f"Recipe.best_metric={self.best_metric!r}: expected one of {METRICS}")
+
+    @property
+    def needs(self) -> ExampleNeeds:
+        """What the network and its losses want from a sample."""
+        return ExampleNeeds(
+            inputs=self.model.inputs,
+            grid=self.model.grid,
+            label_set=self.model.label_set,
+            depth_bins=self.model.depth_bins if self.loss.depth else None,
+            stride=self.model.image_backbone.stride,
+            segmentation=self.loss.segmentation > 0,
+        )
+
+
+METRICS = tuple(f"{kind}_{mask}" for kind in ("miou", "iou") for mask in ("camera", "lidar", "none"))
+"""Names in the result of an evaluation during training; fractions."""
+
+FREE_TO_CHANGE = ("train.workers", "train.log_every", "train.evaluate_every", "train.checkpoints", "best_metric")
+"""What may differ when a run goes on: nothing of it changes what is computed."""
+
+
+def check_same_recipe(recipe: Recipe, earlier: Mapping[str, Any]) -> None:
+    """Refuse to go on with another recipe than the one that the run began with.
+
+    Args:
+        recipe: of this call.
+        earlier: of the checkpoint, as ``encode_config`` wrote it.
+
+    Raises:
+        ValueError: naming the keys and both values.
+    """
+    now, then = _flat(encode_config(recipe)), _flat(earlier)
+    different = [
+        f"{key}: {then.get(key)} then, {now.get(key)} now"
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key) and not key.startswith(FREE_TO_CHANGE)
+    ]
+    if different:
+        raise ValueError(
+            f"the run in this folder was begun with another recipe ({'; '.join(different)}); choose another --out, or "
+            "go on with the recipe that it has"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        parts = (_flat(item, f"{prefix}{key}.") for key, item in value.items())
+        return {key: item for part in parts for key, item in part.items()}
+    return {prefix.rstrip("."): value}

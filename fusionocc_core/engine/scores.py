@@ -1,0 +1,140 @@
+"""The result of an evaluation as lines, tables and files, each number with the setting that it was measured in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fusionocc_core.engine.run_folder import whole_file
+from fusionocc_core.metrics import OccupancyReport, VoxelScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What an evaluation was made with; without it its numbers mean little."""
+
+    checkpoint: str
+    preset: str
+    trained_on: str
+    data: str
+    version: str
+    split: str
+    frames: int
+    labels: str
+    """Label set."""
+    grid: str
+    precision: str
+    seed: int
+    """Of random draws at test time (thinned LiDAR rings)."""
+
+    def in_a_line(self) -> str:
+        """What every printed line ends with."""
+        return f"{self.version} {self.split}, {self.frames} keyframes, {self.labels}, {self.preset}, {self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number of the CSV file."""
+
+    metric: str
+    mask: str
+    class_name: str
+    from_m: str
+    to_m: str
+    threshold_m: str
+    percent: float
+
+
+def lines(report: OccupancyReport, setting: Setting) -> Iterator[str]:
+    """The headline numbers, one a line, in percent."""
+    for line in report.lines():
+        value = "     -" if math.isnan(line.value) else f"{100 * line.value:6.2f}"
+        yield f"{line.metric:<14} {value} %  {line.setting} | {setting.in_a_line()}"
+
+
+def class_table(report: OccupancyReport, setting: Setting) -> Table:
+    """IoU of every class under every mask, and along rays."""
+    table = Table(title="IoU by class, %", caption=setting.in_a_line(), box=None)
+    table.add_column("class")
+    for scores in report.voxels:
+        table.add_column(_mask_title(scores.mask), justify="right")
+    rays = report.rays
+    for threshold in rays.thresholds if rays else ():
+        table.add_column(f"rays {threshold:g} m", justify="right")
+    for k, name in enumerate(report.label_set.names):
+        cells = [scores.iou_K[k] for scores in report.voxels]
+        cells += [rays.iou_TK[t, k] for t in range(len(rays.thresholds))] if rays else []
+        table.add_row(name, *(_cell(value) for value in cells))
+    return table
+
+
+def ring_table(report: OccupancyReport, setting: Setting) -> Table:
+    """The mIoU and geometric IoU by distance under every mask."""
+    table = Table(title="by distance from the vehicle, %", caption=setting.in_a_line(), box=None)
+    table.add_column("metres")
+    masks = [scores.mask for scores in report.voxels]
+    for mask in masks:
+        table.add_column(f"mIoU {_mask_title(mask)}", justify="right")
+        table.add_column(f"IoU {_mask_title(mask)}", justify="right")
+    for ring in dict.fromkeys(scores.ring for scores in report.rings):
+        of_ring = {scores.mask: scores for scores in report.rings if scores.ring == ring}
+        cells = [cell for mask in masks for cell in (of_ring[mask].miou, of_ring[mask].geometric_iou)]
+        assert ring is not None, "rings of a report have bounds"
+        outer = f"to {ring[1]:g}" if math.isfinite(ring[1]) else "and beyond"
+        table.add_row(f"{ring[0]:g} {outer}", *(_cell(value) for value in cells))
+    return table
+
+
+def rows(report: OccupancyReport) -> Iterator[Row]:
+    """Every number, one a row."""
+    for scores in (*report.voxels, *report.rings):
+        yield from _voxel_rows(report, scores)
+    if report.rays:
+        for t, threshold in enumerate(report.rays.thresholds):
+            common: dict[str, Any] = {"mask": "none", "from_m": "", "to_m": "", "threshold_m": f"{threshold:g}"}
+            value = report.rays.per_threshold[t]
+            yield Row(metric="RayIoU", class_name="mean", percent=100 * value, **common)
+            for k, name in enumerate(report.label_set.names):
+                yield Row(metric="RayIoU", class_name=name, percent=100 * report.rays.iou_TK[t, k], **common)
+
+
+def write_files(out: Path, report: OccupancyReport, setting: Setting) -> None:
+    """Write metrics.json and metrics.csv, each with the setting."""
+    content = {"setting": asdict(setting), **report.as_dict()}
+    with whole_file(out / "metrics.json") as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+    text = io.StringIO()
+    writer = csv.writer(text)
+    about = asdict(setting)
+    writer.writerow([*(f.name for f in fields(Row)), *about])
+    for row in rows(report):
+        values = asdict(row)
+        percent = "" if math.isnan(row.percent) else f"{row.percent:.4f}"
+        writer.writerow([*list(values.values())[:-1], percent, *about.values()])
+    with whole_file(out / "metrics.csv") as file:
+        file.write(text.getvalue().encode())
+
+
+def _voxel_rows(report: OccupancyReport, scores: VoxelScores) -> Iterator[Row]:
+    inner, outer = (f"{edge:g}" for edge in scores.ring) if scores.ring else ("", "")
+    common: dict[str, Any] = {"mask": scores.mask, "from_m": inner, "to_m": outer, "threshold_m": ""}
+    yield Row(metric="mIoU", class_name="mean", percent=100 * scores.miou, **common)
+    yield Row(metric="geometric IoU", class_name="occupied", percent=100 * scores.geometric_iou, **common)
+    for name, value in zip(report.label_set.names, scores.iou_K, strict=True):
+        yield Row(metric="IoU", class_name=name, percent=100 * float(value), **common)
+
+
+def _mask_title(mask: str) -> str:
+    return {"camera": "camera mask", "lidar": "LiDAR mask", "none": "no mask"}[mask]
+
+
+def _cell(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"

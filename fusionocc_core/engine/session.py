@@ -1,0 +1,172 @@
+"""From a recipe and a folder of data to a trainer that is ready to run."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from safetensors import SafetensorError
+from torch import nn
+
+from fusionocc_core.checkpoints import (
+    ModelCard,
+    encode_config,
+    is_model_file,
+    load_strictly,
+    read_model,
+    read_official,
+    save_model,
+)
+from fusionocc_core.data.nuscenes import NuScenesFrames
+from fusionocc_core.engine.distributed import World
+from fusionocc_core.engine.evaluation import LabelledFrames, evaluate, summary
+from fusionocc_core.engine.occupancy_examples import OccupancyExamples
+from fusionocc_core.engine.recipe import Recipe, check_same_recipe
+from fusionocc_core.engine.recorder import Export, Recorder
+from fusionocc_core.engine.rng import seed_everything
+from fusionocc_core.engine.run_folder import publish
+from fusionocc_core.engine.trainer import Trainer
+from fusionocc_core.losses import Losses, Targets, compute_losses
+from fusionocc_core.models.fusionocc_official import from_official
+from fusionocc_core.presets import NETWORKS
+from fusionocc_core.structures import UNTRAINED, InputConfig, Outputs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run's weights begin."""
+
+    weights: Path | None = None
+    """A file of ours or an official one; None: fresh weights."""
+    matching_only: bool = False
+    """Take the tensors whose names and shapes fit, and leave the others fresh: for weights of a related network."""
+
+
+def make_network(recipe: Recipe) -> nn.Module:
+    """The recipe's network with fresh weights, the same for the same seed."""
+    network = next(kind for kind, config in NETWORKS.values() if isinstance(recipe.model, config))
+    seed_everything(recipe.train.seed)
+    model = network(recipe.model)
+    model.card = ModelCard(preset=recipe.preset, trained_on=UNTRAINED)
+    return model
+
+
+def load_start(model: nn.Module, start: Start) -> str:
+    """Copy the weights that a run begins with; gives a sentence about what was taken.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the tensors do not fit, or, with ``matching_only``, none does.
+    """
+    if start.weights is None:
+        return "fresh weights"
+    path = start.weights
+    state = read_model(path).state if is_model_file(path) else from_official(read_official(path)[0])
+    if not start.matching_only:
+        load_strictly(model, state, source=str(path), target="the recipe's network")
+        return f"weights of {path}"
+    own = model.state_dict()
+    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise ValueError(f"{path}: none of its {len(state)} tensors fits the recipe's network in name and shape")
+    model.load_state_dict({**own, **fitting})
+    fresh = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
+    logger.info("left fresh: %s", ", ".join(fresh))
+    return f"{len(fitting)} of {len(own)} tensors from {path}, {len(fresh)} fresh, {len(state) - len(fitting)} unused"
+
+
+def open_frames(root: Path, inputs: InputConfig, *, split: str, version: str | None, reduce: int = 1) -> NuScenesFrames:
+    """The keyframes of a split, with the history that a network wants."""
+    return NuScenesFrames(
+        root,
+        version=version,
+        split=split,
+        camera_history=inputs.camera_history,
+        lidar_history=inputs.lidar_history,
+        reduce=reduce,
+    )
+
+
+def start_training(
+    recipe: Recipe,
+    *,
+    name: str,
+    data: Path,
+    out: Path,
+    world: World,
+    version: str | None = None,
+    start: Start | None = None,
+    command: str = "",
+    tensorboard: bool = False,
+    console: Console | None = None,
+) -> Trainer:
+    """A trainer of the recipe on a data set, resumed where the folder holds a run of the same recipe.
+
+    Raises:
+        FileNotFoundError: data or labels are missing.
+        ValueError: the data do not fit the recipe, or the folder holds a run of another recipe.
+        OSError: the folder cannot be written, or the disk is too small.
+    """
+    inputs, settings = recipe.model.inputs, recipe.train
+    frames = open_frames(data, inputs, split=recipe.data.train_split, version=version, reduce=recipe.data.reduce)
+    source = OccupancyExamples(frames, recipe.data, recipe.needs, seed=settings.seed)
+    held_out = open_frames(data, inputs, split=recipe.data.val_split, version=version)
+    labelled = LabelledFrames(
+        held_out, inputs, recipe.model.grid, recipe.model.label_set, rays=False, seed=settings.seed
+    )
+    model = make_network(recipe)
+    begun = load_start(model, start or Start())
+    seen = f"{frames.version} {recipe.data.train_split}, {len(frames)} keyframes, recipe {name}"
+    recorder = Recorder(
+        out,
+        world=world,
+        checkpoints=settings.checkpoints,
+        log_every=settings.log_every,
+        best_metric=recipe.best_metric,
+        export=_export(ModelCard(preset=recipe.preset, trained_on=seen)),
+        run={"recipe": encode_config(recipe), "name": name, "command": command, "start": begun, "data": seen},
+        check_resume=lambda run: check_same_recipe(recipe, run["recipe"]),
+        tensorboard=tensorboard,
+        console=console,
+    )
+    recorder.say(f"{recipe.preset}: {seen}; {len(held_out)} keyframes of {recipe.data.val_split} to evaluate; {begun}")
+    return Trainer(
+        settings,
+        model=model,
+        loss=_loss(recipe),
+        source=source,
+        world=world,
+        recorder=recorder,
+        evaluate=lambda network: summary(
+            evaluate(network, labelled, world=world, workers=settings.workers, precision=settings.precision)
+        ),
+        unused_weights=recipe.data.sensor_dropout.lidar > 0,
+    )
+
+
+def _loss(recipe: Recipe) -> Callable[[Outputs, Targets], Losses]:
+    return lambda outputs, targets: compute_losses(outputs, targets, recipe.loss, recipe.model.label_set)
+
+
+def _export(card: ModelCard) -> Export:
+    def export(model: nn.Module, path: Path, metrics: Mapping[str, float]) -> None:
+        told = ModelCard(preset=card.preset, trained_on=card.trained_on, metrics=dict(metrics))
+        publish(path, lambda partial: _save(model, partial, told))
+
+    return export
+
+
+def _save(model: Any, path: Path, card: ModelCard) -> None:
+    try:
+        save_model(model, path, card=card)
+    except SafetensorError as error:  # its writer has no other error for a full disk
+        if "os error" in str(error):
+            raise OSError(errno.ENOSPC, f"{path}: {error}") from error
+        raise
