@@ -46,8 +46,8 @@ DOMAINS = range(1, 101)
 START_TIMEOUT_S = 300.0
 """Longest wait for the node to load its network."""
 
-ANSWER_TIMEOUT_S = 300.0
-"""Longest wait for one answer; fusionocc-base needs a minute for a frame on two cores."""
+ANSWER_TIMEOUT_S = 900.0
+"""Longest wait for one answer; fusionocc-base takes minutes for a frame on two busy cores."""
 
 LAST_WORDS_S = 5.0
 """Longest wait for messages that are still under way when the player has ended."""
@@ -56,6 +56,9 @@ USER_ERROR = 2
 """Exit code of a command that printed one line about what is wrong."""
 
 POLL_S = 0.1
+
+SYNC_DEADLINE_S = 2.0
+"""The player waits for the node, so the node may wait for pictures, however busy the machine is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +203,7 @@ def _write_parameters(plan: DemoPlan, frames: NuScenesFrames) -> Path:
     from fusionocc_ros.bag import camera_info_topic, image_topic, lidar_topic
 
     values: dict[str, Any] = {"use_sim_time": True, "confidence": True, "camera_names": list(frames.cameras)}
+    values["sync.deadline"] = SYNC_DEADLINE_S
     # A file of ours says which network it is for; a preset named beside it must fit.
     values["preset"] = str(plan.model or (plan.checkpoint.resolve() if plan.checkpoint else DEFAULT_MODEL))
     if plan.checkpoint is not None and plan.model is not None:

@@ -143,9 +143,14 @@ class Inputs:
 
     def silence_s(self) -> dict[str, float]:
         """Time since the last message of the LiDAR ("lidar") and of each camera; infinite where none came."""
-        now = now_ns()
+        now = self._silence_clock_ns()
         names = ("lidar", *self._parameters.camera_names)
-        return {n: (now - self._arrived[n]) / 1e9 if n in self._arrived else math.inf for n in names}
+        return {n: max(now - self._arrived[n], 0) / 1e9 if n in self._arrived else math.inf for n in names}
+
+    def _silence_clock_ns(self) -> int:
+        """Simulated time where it is used, since a player that holds its bag is not a silent sensor; else real time."""
+        simulated = self._node.get_parameter("use_sim_time").value
+        return int(self._node.get_clock().now().nanoseconds) if simulated else now_ns()
 
     def explain_silence(self, name: str) -> str:
         """Why nothing may come from the LiDAR ("lidar") or a camera: who publishes on its topic, and how."""
@@ -182,11 +187,11 @@ class Inputs:
         self._hand_out(self.sync.poll())
 
     def _on_picture(self, camera: str, message: Any) -> None:
-        self._arrived[camera] = now_ns()
+        self._arrived[camera] = self._silence_clock_ns()
         self._hand_out(self.sync.add_picture(camera, stamp_to_ns(message.header.stamp), message))
 
     def _on_sweep(self, message: Any) -> None:
-        self._arrived["lidar"] = now_ns()
+        self._arrived["lidar"] = self._silence_clock_ns()
         self._hand_out(self.sync.add_sweep(stamp_to_ns(message.header.stamp), message))
 
     def _on_tf(self, message: Any) -> None:

@@ -131,6 +131,7 @@ class TestPreparation:
             "use_sim_time": True,
             "confidence": True,
             "camera_names": ["LEFT", "RIGHT"],
+            "sync.deadline": 2.0,
             "preset": "fusionocc-base",
             "checkpoint": str(Path("w.pth").resolve()),
             "lidar.topic": "/roof",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from synthetic_sensors import (
     MS,
@@ -567,6 +569,29 @@ def test_sensors_that_are_silent_are_named_with_what_may_be_the_matter(
     text = capfd.readouterr().err
     assert text.count("; nothing from CAM_BACK: nobody publishes /nobody; ") == 1
     assert node.inputs.explain_silence("CAM_BACK_LEFT").endswith("sends nothing, or all is lost on the way")
+
+
+def test_a_player_that_holds_its_clock_is_not_a_silent_sensor(world: World) -> None:
+    vehicle = Vehicle(world.context)
+    clock = world.add(vehicle.node).create_publisher(Clock, "/clock", 10)
+    node = start(world, FakeNetwork(), use_sim_time=True)
+    assert world.spin_until(connected(vehicle))
+
+    def tick(stamp_ns: int) -> None:
+        def followed() -> bool:
+            clock.publish(Clock(clock=ns_to_stamp(stamp_ns)))
+            return node.get_clock().now().nanoseconds == stamp_ns
+
+        assert world.spin_until(followed)
+
+    tick(START)
+    drive(world, vehicle, node, 1)
+    time.sleep(0.3)
+    assert node.inputs.silence_s()["lidar"] == 0
+    tick(START + 5 * S)
+    assert node.inputs.silence_s()["lidar"] == pytest.approx(5)
+    tick(START)  # the bag began anew
+    assert node.inputs.silence_s()["CAM_FRONT"] == 0
 
 
 def test_an_activation_that_fails_is_logged_and_the_node_can_start_again(
