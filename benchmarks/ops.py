@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import time
@@ -68,29 +69,33 @@ class Timing:
     threads: int
     best_ms: float
     median_ms: float
+    best_cpu_ms: float
+    """Of all threads together; on a busy machine the steadier number, with OMP_WAIT_POLICY=PASSIVE."""
     ratio_to_first: float
 
 
 def measure(row: Row, repeats: int) -> list[Timing]:
     """Run the candidates of a row in turn; one unmeasured round first."""
-    runs: list[list[float]] = [[] for _ in row.candidates]
-    for attempt in range(repeats + 1):
+    runs: list[list[tuple[float, float]]] = [[] for _ in row.candidates]
+    for _ in range(repeats + 1):
         for candidate, times in zip(row.candidates, runs, strict=True):
             torch.set_num_threads(candidate.threads)
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             candidate.run()
-            if attempt:
-                times.append((time.perf_counter() - start) * 1e3)
+            times.append(((time.perf_counter() - start) * 1e3, (time.process_time() - cpu_start) * 1e3))
+    walls = [[wall for wall, _ in times[1:]] for times in runs]
+    cpus = [[cpu for _, cpu in times[1:]] for times in runs]
     return [
         Timing(
             row=row.name,
             candidate=candidate.label,
             threads=candidate.threads,
-            best_ms=min(times),
-            median_ms=median(times),
-            ratio_to_first=min(times) / min(runs[0]),
+            best_ms=min(wall),
+            median_ms=median(wall),
+            best_cpu_ms=min(cpu),
+            ratio_to_first=min(wall) / min(walls[0]),
         )
-        for candidate, times in zip(row.candidates, runs, strict=True)
+        for candidate, wall, cpu in zip(row.candidates, walls, cpus, strict=True)
     ]
 
 
@@ -273,6 +278,7 @@ def machine() -> dict[str, str | None]:
         "commit": commit.stdout.strip() or None,
         "cpu": f"{len(cpu)} x {cpu[0]}" if cpu else platform.processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load": f"{os.getloadavg()[0]:.1f}",
         "python": platform.python_version(),
         **{package: installed(package) for package in ("torch", "spconv", "torch-scatter")},
     }
@@ -291,13 +297,16 @@ def show(timings: list[Timing], about: dict[str, str | None]) -> None:
     table.add_column("what")
     table.add_column("candidate", no_wrap=True)
     table.add_column("best ms", justify="right", no_wrap=True)
+    table.add_column("CPU ms", justify="right", no_wrap=True)
     table.add_column("ratio", justify="right", no_wrap=True)
     previous = ""
     for timing in timings:
         if timing.row != previous and previous:
             table.add_section()
         what = timing.row if timing.row != previous else ""
-        table.add_row(what, timing.candidate, f"{timing.best_ms:.1f}", f"{timing.ratio_to_first:.2f}")
+        table.add_row(
+            what, timing.candidate, f"{timing.best_ms:.1f}", f"{timing.best_cpu_ms:.1f}", f"{timing.ratio_to_first:.2f}"
+        )
         previous = timing.row
     console.print(table)
     console.print(", ".join(f"{key} {value or '-'}" for key, value in about.items()))
