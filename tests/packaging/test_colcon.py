@@ -27,10 +27,14 @@ def copy_of_the_checkout(to):
             shutil.copy2(ROOT / name, to / name)
 
 
-def run(command, cwd, **environment):
+def start(command, cwd, **environment):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AMENT_", "CMAKE_", "COLCON_"))}
     env = {**kept, "PATH": f"{BIN}:{os.environ['PATH']}", **environment}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=400)
+
+
+def run(command, cwd, **environment):
+    done = start(command, cwd, **environment)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -70,7 +74,11 @@ def test_executables_after_colcon(workspace):
     assert "fusionocc 0." in in_workspace(workspace, "fusionocc --version")
     launcher = workspace / "install/fusionocc_ros/lib/fusionocc_ros/occ_node"
     assert os.access(launcher, os.X_OK)
-    assert "occ_node" in in_workspace(workspace, f"{launcher} --help")
+    # The real node starts from there: it knows its parameters, and says what is wrong with this one.
+    command = f". install/setup.bash && {launcher} --ros-args -p preset:=fusionocc-tinny"
+    node = start(["bash", "-c", command], workspace, AMENT_PREFIX_PATH=sys.prefix)
+    assert node.returncode == 1
+    assert "unknown preset 'fusionocc-tinny': did you mean fusionocc-tiny" in node.stderr
 
 
 @pytest.mark.slow
