@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fusionocc_core.structures import Occupancy, SensorFrame
@@ -24,6 +25,13 @@ class Publisher(Protocol):
 
     def publish(self, occupancy: Occupancy, provenance: Provenance) -> None:
         """Publish one result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    moment: Moment
+    generation: int
+    """How many pauses had been before it was offered."""
 
 
 class Work:
@@ -57,10 +65,11 @@ class Work:
         self._statistics = statistics
         self._on_drop = on_drop
         self._on_source = on_source
-        self._active = threading.Event()
         self._publishing = threading.Lock()
+        self._active = False
+        self._generation = 0
         assembler.remember(camera_history=engine.camera_history, lidar_history=engine.lidar_history)
-        self._worker: LatestWorker[Moment] = LatestWorker(self._run, self._overtaken, name="fusionocc")
+        self._worker: LatestWorker[_Task] = LatestWorker(self._run, self._overtaken, name="fusionocc")
 
     @property
     def in_hand(self) -> int:
@@ -69,18 +78,22 @@ class Work:
 
     def start(self) -> None:
         """Publish from now on."""
-        self._active.set()
+        with self._publishing:
+            self._active = True
 
     def pause(self) -> None:
-        """Publish nothing from the moment this returns; a result that is being computed is dropped and counted."""
+        """Publish nothing of what was offered so far, even after a new ``start``: it is dropped and counted."""
         with self._publishing:
-            self._active.clear()
+            self._active = False
+            self._generation += 1
 
     def offer(self, sensors: SensorSet[Any]) -> None:
         """Hand a set to the worker; also keeps it as an earlier keyframe of those to come."""
         moment = Moment(sensors)
         self._assembler.offer(moment)
-        self._worker.offer(moment)
+        with self._publishing:
+            task = _Task(moment=moment, generation=self._generation)
+        self._worker.offer(task)
 
     def close(self, timeout_s: float) -> bool:
         """End the thread; False where the network is still at work after ``timeout_s``."""
@@ -90,18 +103,29 @@ class Work:
         self._assembler.close()
         return ended
 
-    def _overtaken(self, moment: Moment) -> None:
-        self._statistics.drop(SUPERSEDED if self._active.is_set() else STOPPED_IN_WORK)
+    def _wanted(self, task: _Task) -> bool:
+        """Whether the result may be published; holds only as long as the lock is held."""
+        return self._active and task.generation == self._generation
 
-    def _run(self, moment: Moment) -> None:
-        taken_ns = now_ns()
+    def _overtaken(self, task: _Task) -> None:
+        with self._publishing:
+            cause = SUPERSEDED if self._wanted(task) else STOPPED_IN_WORK
+        self._statistics.drop(cause)
+
+    def _run(self, task: _Task) -> None:
+        taken_ns, moment = now_ns(), task.moment
+        with self._publishing:
+            wanted = self._wanted(task)
+        if not wanted:
+            self._statistics.drop(STOPPED_IN_WORK)
+            return
         try:
             assembled = self._assembler.assemble(moment)
             read_ns = now_ns()
             if self._statistics.follow(assembled.source):
                 self._on_source(assembled.source)
             occupancy = self._predict(assembled.frame)
-            self._publish(moment, assembled, occupancy, taken_ns, read_ns)
+            self._publish(task, assembled, occupancy, taken_ns, read_ns)
         except DropFrame as error:
             self._drop(error.cause, str(error))
         except Exception:  # noqa: BLE001 (one bad frame must not end the thread, and the traceback is logged)
@@ -117,8 +141,8 @@ class Work:
         self._on_drop(cause, message)
         self._statistics.drop(cause)
 
-    def _publish(self, moment: Moment, assembled: Assembled, occupancy: Occupancy, taken_ns: int, read_ns: int) -> None:
-        frame, timings = assembled.frame, occupancy.timings
+    def _publish(self, task: _Task, assembled: Assembled, occupancy: Occupancy, taken_ns: int, read_ns: int) -> None:
+        moment, frame, timings = task.moment, assembled.frame, occupancy.timings
         times = {
             "synchronization": (moment.released_ns - moment.arrived_ns) / 1e9,
             "queue": (taken_ns - moment.released_ns) / 1e9,
@@ -128,7 +152,7 @@ class Work:
         }
         in_ego = occupancy.grid.frame == "ego"
         with self._publishing:
-            if not self._active.is_set():
+            if not self._wanted(task):
                 self._statistics.drop(STOPPED_IN_WORK)
                 return
             times["total"] = (now_ns() - moment.arrived_ns) / 1e9

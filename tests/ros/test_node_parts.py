@@ -14,18 +14,23 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic_sensors import GRID, LABELS, points
 
+from fusionocc_core.structures import LidarSweep, Occupancy, SensorFrame
+from fusionocc_ros.assemble import Assembled, Moment
 from fusionocc_ros.causes import DropFrame
 from fusionocc_ros.clouds import BeamLayout, points_from_records
-from fusionocc_ros.convert import picture_to_rgb
+from fusionocc_ros.convert import Provenance, picture_to_rgb
 from fusionocc_ros.dds import PROFILE_VARIABLES, share_folder, use_shipped_profile
-from fusionocc_ros.diagnostics import Throttle
+from fusionocc_ros.diagnostics import Statistics, Throttle
 from fusionocc_ros.ego_motion import EgoMotion, Source
-from fusionocc_ros.engine import load_engine
+from fusionocc_ros.engine import Engine, load_engine
 from fusionocc_ros.history import KeyframeRing
 from fusionocc_ros.parameters import NodeParameters
 from fusionocc_ros.rig import load_rig
+from fusionocc_ros.sync import SensorSet
 from fusionocc_ros.tf_store import TfStore
+from fusionocc_ros.work import Work
 from fusionocc_ros.worker import LatestWorker
 
 S = 1_000_000_000
@@ -124,6 +129,91 @@ def test_a_stopped_worker_gives_back_what_waits_and_says_whether_it_is_still_at_
     assert not worker.join(0.05)
     go.set()
     assert worker.join(5)
+
+
+# ---- work ------------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Work with everything around it replaced; the network computes while the gate is shut."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.at_work = threading.Event()
+        self.published: list[int] = []
+        self.statistics = Statistics()
+        self.work = Work(
+            NodeParameters(),
+            engine=Engine(predict=self.predict, num_cameras=0, model="fake"),
+            assembler=self,  # type: ignore[arg-type]
+            outputs=self,
+            statistics=self.statistics,
+            on_drop=lambda _cause, _message: None,
+            on_source=lambda _source: None,
+        )
+
+    def remember(self, **_depths: int) -> None:
+        """In the place of the assembler's."""
+
+    def offer(self, moment: Moment) -> None:
+        """In the place of the assembler's."""
+
+    def close(self) -> None:
+        """In the place of the assembler's."""
+
+    def assemble(self, moment: Moment) -> Assembled:
+        sweep = LidarSweep(points=points(9), lidar2ego=np.eye(4), ego2global=np.eye(4), stamp_ns=moment.stamp_ns)
+        frame = SensorFrame(stamp_ns=moment.stamp_ns, ego2global=np.eye(4), cameras=(), lidar=sweep)
+        return Assembled(frame=frame, source=Source.NONE, lidar_frame_id="lidar")
+
+    def predict(self, frame: SensorFrame) -> Occupancy:
+        self.at_work.set()
+        assert self.gate.wait(5)
+        labels = np.full(GRID.shape, LABELS.free, dtype=np.uint8)
+        return Occupancy(labels=labels, grid=GRID, label_set=LABELS, stamp_ns=frame.stamp_ns)
+
+    def publish(self, occupancy: Occupancy, provenance: Provenance) -> None:
+        self.published.append(occupancy.stamp_ns)
+
+    def take(self, stamp_ns: int) -> None:
+        sensors: SensorSet[Any] = SensorSet(
+            stamp_ns=stamp_ns, sweep=None, pictures={}, arrived_ns=0, released_ns=0, epoch=0
+        )
+        self.work.offer(sensors)
+
+    def finish(self) -> dict[str, int]:
+        """What was dropped, once everything is done."""
+        self.gate.set()
+        deadline = time.monotonic() + 5
+        while self.work.in_hand and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert self.work.close(5)
+        return dict(self.statistics.snapshot().dropped)
+
+
+def test_nothing_that_was_offered_before_a_pause_is_published_after_a_new_start() -> None:
+    bench = Bench()
+    bench.work.start()
+    bench.take(1)
+    assert bench.at_work.wait(5)
+    bench.take(2)
+    bench.work.pause()
+    bench.work.start()
+    assert bench.finish() == {"stopped_in_work": 2}
+    assert bench.published == []
+
+
+def test_what_is_offered_after_a_new_start_is_published_and_overtakes_what_was_paused() -> None:
+    bench = Bench()
+    bench.work.start()
+    bench.take(1)
+    assert bench.at_work.wait(5)
+    bench.take(2)
+    bench.work.pause()
+    bench.work.start()
+    bench.take(3)
+    assert bench.finish() == {"stopped_in_work": 2}
+    assert bench.published == [3]
 
 
 # ---- ego motion ------------------------------------------------------------------------------------------------------
