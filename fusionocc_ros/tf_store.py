@@ -25,8 +25,8 @@ from fusionocc_core.geometry import (
 Matrix = NDArray[np.float64]
 
 S = 1_000_000_000
-JUMP_BACK_NS = S
-"""A moving edge whose stamp falls back by more than this starts anew (a bag looped)."""
+FAR_BACK_NS = S
+"""A stamp further back than this is a message that comes late, or the first after a jump in time (a bag looped)."""
 
 
 class TransformError(ValueError):
@@ -60,12 +60,23 @@ class Track:
     buffer_ns: int
     stamps: list[int] = field(default_factory=list)
     matrices: dict[int, Matrix] = field(default_factory=dict)
+    far_back: dict[int, Matrix] = field(default_factory=dict)
+    """What came just before, where that was far behind the newest: at most one entry."""
 
     def add(self, stamp_ns: int, matrix: Matrix) -> None:
-        """Insert one; a stamp far behind the newest clears the track first, one older than the buffer is ignored."""
-        if self.stamps and self.stamps[-1] - stamp_ns > JUMP_BACK_NS:
-            self.stamps.clear()
-            self.matrices.clear()
+        """Insert one; where the stamps have jumped back, the track starts anew.
+
+        A stamp behind the whole buffer is a jump. One that is only far behind the newest may come late and is sorted
+        in; it was a jump when another stamp far back follows it.
+        """
+        behind_ns = self.stamps[-1] - stamp_ns if self.stamps else 0
+        before = {s: m for s, m in self.far_back.items() if s != stamp_ns}
+        if behind_ns > self.buffer_ns:
+            self.stamps, self.matrices, self.far_back = [], {}, {}
+        elif behind_ns > FAR_BACK_NS and before:
+            self.stamps, self.matrices, self.far_back = list(before), before, {}
+        else:
+            self.far_back = {stamp_ns: matrix} if behind_ns > FAR_BACK_NS else {}
         if stamp_ns not in self.matrices:
             insort(self.stamps, stamp_ns)
         self.matrices[stamp_ns] = matrix

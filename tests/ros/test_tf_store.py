@@ -150,6 +150,29 @@ def test_old_stamps_are_forgotten_and_a_jump_back_starts_anew() -> None:
         store.lookup("base", "map", 109 * S)
 
 
+def test_one_late_message_costs_nothing() -> None:
+    store = TfStore()
+    for k in range(100):
+        store.add("map", "base", 100 * S + k * S // 10, pose(k))
+        if k > 50 and k % 10 == 0:
+            store.add("map", "base", 100 * S + (k - 30) * S // 10, pose(k - 30))
+            store.add("map", "base", 100 * S + (k - 30) * S // 10, pose(k - 30))
+    for k in range(99):
+        np.testing.assert_allclose(store.lookup("base", "map", 100 * S + k * S // 10 + S // 20), pose(k + 0.5))
+
+
+@pytest.mark.parametrize("first", [(0, 1), (1, 0)])
+def test_a_loop_that_is_shorter_than_the_buffer_starts_anew_with_its_second_message(first: tuple[int, int]) -> None:
+    store = TfStore()
+    for k in range(50):
+        store.add("map", "base", 100 * S + k * S // 10, pose(k))
+    for k in first:
+        store.add("map", "base", 100 * S + k * S // 10, pose(-k))
+    np.testing.assert_allclose(store.lookup("base", "map", 100 * S + S // 20), pose(-0.5), atol=1e-12)
+    with pytest.raises(TransformNotYetError, match=r"known from 100\.000 to 100\.100"):
+        store.lookup("base", "map", 102 * S)
+
+
 def test_messages_out_of_order_are_sorted_in() -> None:
     store = TfStore()
     for k in (0, 2, 1, 4, 3):
