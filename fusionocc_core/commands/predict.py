@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,18 +59,12 @@ def run(args: argparse.Namespace) -> int:
     from fusionocc_core.structures import UNTRAINED
 
     frames = NuScenesFrames(args.data, version=args.version, scenes=args.scene)
-    claim_folder(args.out, _settings(args, frames), overwrite=args.overwrite)
     torch.manual_seed(SEED)
     model = make_model(args.preset, args.checkpoint)
     inputs = model.config.inputs
-    frames = NuScenesFrames(
-        args.data,
-        version=args.version,
-        scenes=args.scene,
-        camera_history=inputs.camera_history,
-        lidar_history=inputs.lidar_history,
-    )
+    frames = frames.with_history(cameras=inputs.camera_history, lidar=inputs.lidar_history)
     predictor = Predictor(model, device=args.device, confidence=True)
+    claim_folder(args.out, _settings(args, frames), overwrite=args.overwrite)
     console = Console()
     if model.card.trained_on == UNTRAINED:
         console.print(f"{UNTRAINED}: without --checkpoint the labels mean nothing yet", style="bold red")
@@ -176,18 +171,30 @@ def _settings(args: argparse.Namespace, frames: NuScenesFrames) -> dict[str, Any
 def claim_folder(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
     """Note in the output folder what its results are made with.
 
+    A note without results, as a run leaves that failed early, counts for nothing.
+
     Raises:
         ValueError: it holds results that were made with something else.
     """
+    from fusionocc_core.viz.export import results_in
+
     note = out / SETTINGS
-    if note.is_file() and not overwrite:
-        earlier = json.loads(note.read_text())
-        changed = [
-            f"{key} was {earlier.get(key)}, is {new}" for key, new in settings.items() if earlier.get(key) != new
-        ]
-        if changed:
-            raise ValueError(
-                f"{out} holds results of another run ({'; '.join(changed)}); choose another --out, or --overwrite"
-            )
+    if results_in(out) and (changed := _changes(note, settings)) and not overwrite:
+        raise ValueError(f"{out} holds results of another run ({changed}); choose another --out, or --overwrite")
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(settings, indent=2) + "\n")
+    unfinished = note.with_name(f".{note.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(settings, indent=2) + "\n")
+    unfinished.replace(note)
+
+
+def _changes(note: Path, settings: dict[str, Any]) -> str:
+    """What differs between a note and the settings, in words; "" for nothing."""
+    if not note.is_file():
+        return f"there is no {note.name} that says of which"
+    try:
+        earlier = json.loads(note.read_text())
+    except ValueError as error:
+        return f"{note.name} is damaged: {error}"
+    return "; ".join(
+        f"{key} was {earlier.get(key)}, is {new}" for key, new in settings.items() if earlier.get(key) != new
+    )

@@ -32,6 +32,15 @@ def result_paths(folder: Path, scene: str, stamp_ns: int) -> ResultPaths:
     return ResultPaths(volume=stem.with_name(f"{stem.name}.npz"), picture=stem.with_name(f"{stem.name}.png"))
 
 
+def results_in(folder: Path) -> list[Path]:
+    """The volumes and pictures of every scene under a folder of results; nothing else that lies there."""
+    return [path for path in folder.glob("*/[0-9]*") if _is_result(path)]
+
+
+def _is_result(path: Path) -> bool:
+    return path.stem.isdecimal() and path.suffix in (".npz", ".png")
+
+
 def write_result(folder: Path, frame: SensorFrame, occupancy: Occupancy, *, pictures: bool = True) -> ResultPaths:
     """Write the volume of a frame and, unless told otherwise, its overview.
 

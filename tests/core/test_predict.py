@@ -106,15 +106,36 @@ class TestFrames:
         assert not list(tmp_path.iterdir())
 
 
+def leave_results(out, *names):
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("")
+
+
 class TestFolder:
     def test_results_of_another_run_are_not_mixed_in(self, tmp_path):
         out = tmp_path / "out"
         predict.claim_folder(out, {"preset": "a", "data": "x"}, overwrite=False)
+        leave_results(out, "scene/123.npz")
         predict.claim_folder(out, {"preset": "a", "data": "x"}, overwrite=False)
         with pytest.raises(ValueError, match=r"preset was a, is b.*--overwrite"):
             predict.claim_folder(out, {"preset": "b", "data": "x"}, overwrite=False)
         predict.claim_folder(out, {"preset": "b", "data": "x"}, overwrite=True)
         assert json.loads((out / predict.SETTINGS).read_text())["preset"] == "b"
+
+    def test_a_note_without_results_binds_nobody(self, tmp_path):
+        predict.claim_folder(tmp_path, {"preset": "a"}, overwrite=False)
+        leave_results(tmp_path, "scene/notes.txt", "scene/12x.png")
+        predict.claim_folder(tmp_path, {"preset": "b"}, overwrite=False)
+        assert json.loads((tmp_path / predict.SETTINGS).read_text()) == {"preset": "b"}
+
+    @pytest.mark.parametrize(("note", "message"), [(None, r"there is no predict\.json"), ('{"pre', "is damaged")])
+    def test_results_of_nobody_knows_what_are_not_mixed_in(self, tmp_path, note, message):
+        leave_results(tmp_path, "scene/123.png")
+        if note is not None:
+            (tmp_path / predict.SETTINGS).write_text(note)
+        with pytest.raises(ValueError, match=message):
+            predict.claim_folder(tmp_path, {"preset": "a"}, overwrite=False)
 
 
 class TestSummary:
@@ -170,6 +191,21 @@ def test_the_tiny_network_over_a_data_set(frames, tmp_path, capsys):
     other = parse("--data", frames.root, "--out", tmp_path / "two", "--preset", "fusionocc-base")
     with pytest.raises(ValueError, match="preset was fusionocc-tiny, is fusionocc-base"):
         other.run(other)
+
+
+def test_a_run_that_cannot_start_leaves_the_folder_to_the_next(frames, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    wrong = parse("--data", frames.root, "--out", out, "--preset", "fusionocc-tinny")
+    with pytest.raises(ValueError, match="did you mean fusionocc-tiny"):
+        wrong.run(wrong)
+    absent = parse("--data", frames.root, "--out", out, "--device", "abacus")
+    with pytest.raises(ValueError, match="device='abacus'"):
+        absent.run(absent)
+    assert not out.exists()
+    monkeypatch.setattr(predict, "predict_frames", lambda *arguments, **options: Summary(frames_in=5))
+    right = parse("--data", frames.root, "--out", out)
+    assert right.run(right) == 0
+    assert json.loads((out / predict.SETTINGS).read_text())["preset"] == "fusionocc-tiny"
 
 
 def test_a_checkpoint_that_is_not_there(frames, tmp_path):
