@@ -67,6 +67,28 @@ def reference_config(small: dict) -> FusionOccConfig:
     )
 
 
+def recorded_batch(golden: dict[str, torch.Tensor]) -> Batch:
+    """Our Batch of the two recorded samples of small_io.safetensors."""
+    samples, cameras, frames = 2, 6, 2
+    ego2global = golden["in.ego2global"].double().view(samples, frames, cameras, 4, 4)
+    cam2ego = golden["in.sensor2ego"].double().view(samples, frames, cameras, 4, 4)
+    key = ego2global[:, 0, 0]  # the official network's key pose is the first camera's
+    aug = torch.eye(4).repeat(samples, frames, cameras, 1, 1)
+    aug[..., :3, :3] = golden["in.post_rots"].view(samples, frames, cameras, 3, 3)
+    aug[..., :3, 3] = golden["in.post_trans"].view(samples, frames, cameras, 3)
+    bev = torch.eye(4).repeat(samples, 1, 1)
+    bev[:, :3, :3] = golden["in.bda"]
+    return Batch(
+        images_BTNCHW=golden["in.imgs"].view(samples, cameras, frames, 3, 128, 352).transpose(1, 2),
+        intrinsics_BTN33=golden["in.intrins"].view(samples, frames, cameras, 3, 3),
+        image_aug_BTN44=aug,
+        cam2keyego_BTN44=(torch.linalg.inv(key)[:, None, None] @ ego2global @ cam2ego).float(),
+        bev_aug_B44=bev,
+        points=(golden["in.points0"], golden["in.points1"]),
+        depth_BNHW=golden["in.sparse_depth"],
+    )
+
+
 def little_config(**changes) -> FusionOccConfig:
     """A network that runs in a tenth of a second, with the correct behaviour everywhere."""
     grid = VoxelGrid(frame="ego", lower=(-16.0, -12.0, -1.0), upper=(16.0, 12.0, 5.4), voxel_size=(2.0, 2.0, 1.6))

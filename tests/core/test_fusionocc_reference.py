@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from fusionocc_cases import reference_config, reference_weight
+from fusionocc_cases import recorded_batch, reference_config, reference_weight
 from safetensors.torch import load_file
 
 from fusionocc_core.layers.view_transform import frustum_points, frustum_samples, measured_depth_bins, voxel_indices
@@ -45,24 +45,7 @@ def fresh(folder):
 @pytest.fixture(scope="module")
 def batches(golden):
     """Our Batch of the recorded inputs: A is the first sample alone, B is both."""
-    samples, cameras, frames = 2, 6, 2
-    global_from_ego = golden["in.ego2global"].double().view(samples, frames, cameras, 4, 4)
-    cam2ego = golden["in.sensor2ego"].double().view(samples, frames, cameras, 4, 4)
-    key = global_from_ego[:, 0, 0]  # the official network's key pose is the first camera's
-    aug = torch.eye(4).repeat(samples, frames, cameras, 1, 1)
-    aug[..., :3, :3] = golden["in.post_rots"].view(samples, frames, cameras, 3, 3)
-    aug[..., :3, 3] = golden["in.post_trans"].view(samples, frames, cameras, 3)
-    bev = torch.eye(4).repeat(samples, 1, 1)
-    bev[:, :3, :3] = golden["in.bda"]
-    both = Batch(
-        images_BTNCHW=golden["in.imgs"].view(samples, cameras, frames, 3, 128, 352).transpose(1, 2),
-        intrinsics_BTN33=golden["in.intrins"].view(samples, frames, cameras, 3, 3),
-        image_aug_BTN44=aug,
-        cam2keyego_BTN44=(torch.linalg.inv(key)[:, None, None] @ global_from_ego @ cam2ego).float(),
-        bev_aug_B44=bev,
-        points=(golden["in.points0"], golden["in.points1"]),
-        depth_BNHW=golden["in.sparse_depth"],
-    )
+    both = recorded_batch(golden)
     names = [name for name in vars(both) if name != "points"]
     first = Batch(points=both.points[:1], **{name: getattr(both, name)[:1] for name in names})
     return first, both

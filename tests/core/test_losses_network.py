@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from fusionocc_cases import reference_config
+from fusionocc_cases import recorded_batch, reference_config
 from safetensors.torch import load_file
 
 from fusionocc_core.grids import OCC3D_LABELS
@@ -14,7 +14,7 @@ from fusionocc_core.losses import Targets, compute_losses, fusionocc_losses
 from fusionocc_core.models.fusionocc import FusionOcc
 from fusionocc_core.models.fusionocc_official import official_state_dict
 from fusionocc_core.presets import load_official
-from fusionocc_core.structures import Batch, Outputs
+from fusionocc_core.structures import Outputs
 
 pytestmark = pytest.mark.data
 
@@ -43,24 +43,7 @@ def config(folder):
 
 @pytest.fixture(scope="module")
 def batch(golden):
-    samples, cameras, frames = 2, 6, 2
-    ego2global = golden["in.ego2global"].double().view(samples, frames, cameras, 4, 4)
-    cam2ego = golden["in.sensor2ego"].double().view(samples, frames, cameras, 4, 4)
-    aug = torch.eye(4).repeat(samples, frames, cameras, 1, 1)
-    aug[..., :3, :3] = golden["in.post_rots"].view(samples, frames, cameras, 3, 3)
-    aug[..., :3, 3] = golden["in.post_trans"].view(samples, frames, cameras, 3)
-    bev = torch.eye(4).repeat(samples, 1, 1)
-    bev[:, :3, :3] = golden["in.bda"]
-    key = ego2global[:, 0, 0]  # the official key pose is the first camera's
-    return Batch(
-        images_BTNCHW=golden["in.imgs"].view(samples, cameras, frames, 3, 128, 352).transpose(1, 2),
-        intrinsics_BTN33=golden["in.intrins"].view(samples, frames, cameras, 3, 3),
-        image_aug_BTN44=aug,
-        cam2keyego_BTN44=(torch.linalg.inv(key)[:, None, None] @ ego2global @ cam2ego).float(),
-        bev_aug_B44=bev,
-        points=(golden["in.points0"], golden["in.points1"]),
-        depth_BNHW=golden["in.sparse_depth"],
-    )
+    return recorded_batch(golden)
 
 
 @pytest.fixture(scope="module")
