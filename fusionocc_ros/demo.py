@@ -283,7 +283,7 @@ def _write_results(
     from rich.progress import track
 
     from fusionocc_core.structures import Timings
-    from fusionocc_core.viz.export import write_result
+    from fusionocc_core.viz.export import remove_results, write_result
     from fusionocc_core.viz.summary import Summary
     from fusionocc_ros.bag_messages import BASE_FRAME
     from fusionocc_ros.convert import message_to_occupancy
@@ -291,7 +291,7 @@ def _write_results(
     played = set(bag.keyframe_stamps_ns)
     indices = [i for i in frames.scene_indices(bag.scene) if frames.stamp_ns(i) in played]
     summary = Summary(frames_in=len(played))
-    _remove_results(plan.out / bag.scene)
+    remove_results(plan.out / bag.scene)
     for index in track(indices, "drawing", console=console, transient=True, disable=not console.is_terminal):
         message = answers[frames.stamp_ns(index)]
         timings = Timings(
@@ -302,13 +302,6 @@ def _write_results(
         write_result(plan.out, frames[index], occupancy)
         summary.add(occupancy, message.total_time)
     return summary
-
-
-def _remove_results(folder: Path) -> None:
-    """Take away what an earlier run left for this scene: it may be of other keyframes or of another network."""
-    for path in folder.glob("[0-9]*"):
-        if path.stem.isdecimal() and path.suffix in (".npz", ".png"):
-            path.unlink()
 
 
 @contextlib.contextmanager

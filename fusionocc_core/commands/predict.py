@@ -173,14 +173,24 @@ def claim_folder(out: Path, settings: dict[str, Any], *, overwrite: bool) -> Non
 
     A note without results, as a run leaves that failed early, counts for nothing.
 
+    Args:
+        out: the folder.
+        settings: what decides the results.
+        overwrite: take away results that were made with something else, before the note changes: were they replaced one
+            by one, an interrupted run would leave those of two networks side by side.
+
     Raises:
         ValueError: it holds results that were made with something else.
     """
-    from fusionocc_core.viz.export import results_in
+    from fusionocc_core.viz.export import remove_results, results_in
 
     note = out / SETTINGS
-    if results_in(out) and (changed := _changes(note, settings)) and not overwrite:
-        raise ValueError(f"{out} holds results of another run ({changed}); choose another --out, or --overwrite")
+    scenes = {path.parent for path in results_in(out)}
+    if scenes and (changed := _changes(note, settings)):
+        if not overwrite:
+            raise ValueError(f"{out} holds results of another run ({changed}); choose another --out, or --overwrite")
+        for scene in scenes:
+            remove_results(scene)
     out.mkdir(parents=True, exist_ok=True)
     unfinished = note.with_name(f".{note.name}.{os.getpid()}")
     unfinished.write_text(json.dumps(settings, indent=2) + "\n")

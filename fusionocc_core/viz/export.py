@@ -37,6 +37,13 @@ def results_in(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*/[0-9]*") if _is_result(path)]
 
 
+def remove_results(scene: Path) -> None:
+    """Take away the volumes and pictures in the folder of one scene: they may be of another network or other data."""
+    for path in scene.glob("[0-9]*"):
+        if _is_result(path):
+            path.unlink()
+
+
 def _is_result(path: Path) -> bool:
     return path.stem.isdecimal() and path.suffix in (".npz", ".png")
 

@@ -14,7 +14,7 @@ from fusionocc_core.commands import predict
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.grids import OCC3D_LABELS, VoxelGrid
 from fusionocc_core.structures import UNTRAINED, Occupancy, Timings
-from fusionocc_core.viz.export import result_paths, write_result, write_volume
+from fusionocc_core.viz.export import remove_results, result_paths, results_in, write_result, write_volume
 from fusionocc_core.viz.summary import Summary
 
 GRID = VoxelGrid(frame="ego", lower=(-8.0, -4.0, -1.0), upper=(8.0, 4.0, 3.0), voxel_size=(0.5, 0.5, 0.5))
@@ -122,6 +122,20 @@ class TestFolder:
             predict.claim_folder(out, {"preset": "b", "data": "x"}, overwrite=False)
         predict.claim_folder(out, {"preset": "b", "data": "x"}, overwrite=True)
         assert json.loads((out / predict.SETTINGS).read_text())["preset"] == "b"
+
+    def test_overwriting_with_another_network_takes_the_old_results_away_first(self, tmp_path):
+        predict.claim_folder(tmp_path, {"preset": "a"}, overwrite=False)
+        leave_results(tmp_path, "one/1.npz", "one/1.png", "one/notes.txt", "two/2.npz")
+        predict.claim_folder(tmp_path, {"preset": "a"}, overwrite=True)
+        assert len(results_in(tmp_path)) == 3  # of the same network: replaced one by one
+        predict.claim_folder(tmp_path, {"preset": "b"}, overwrite=True)
+        assert results_in(tmp_path) == []
+        assert (tmp_path / "one" / "notes.txt").is_file()
+
+    def test_only_results_are_removed(self, tmp_path):
+        leave_results(tmp_path, "123.npz", "123.png", "notes.txt", "4x.png", "5.jpg")
+        remove_results(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["4x.png", "5.jpg", "notes.txt"]
 
     def test_a_note_without_results_binds_nobody(self, tmp_path):
         predict.claim_folder(tmp_path, {"preset": "a"}, overwrite=False)

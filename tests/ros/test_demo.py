@@ -147,12 +147,6 @@ class TestPreparation:
         assert values["ros__parameters"]["preset"] == str(Path("mine.safetensors").resolve())
         assert "checkpoint" not in values["ros__parameters"]
 
-    def test_results_of_an_earlier_run_go_and_nothing_else(self, tmp_path):
-        for name in ("123.npz", "123.png", "notes.txt", "4x.png", "5.jpg"):
-            (tmp_path / name).write_text("")
-        demo._remove_results(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["4x.png", "5.jpg", "notes.txt"]
-
     def test_the_street_is_simulated_once(self, tmp_path, monkeypatch):
         from fusionocc_core import simulation
 
