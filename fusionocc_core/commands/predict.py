@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,7 @@ def predict_frames(
     for index in track(indices, "predicting", console=console, transient=True, disable=not console.is_terminal):
         paths = result_paths(out, frames.keyframe(index).scene, frames.stamp_ns(index))
         if not overwrite and paths.complete(pictures=pictures):
-            summary.add(_read_back(paths, blank))
+            summary.add(_read_back(paths, blank), earlier=True)
             continue
         frame = frames[index]
         occupancy = predictor(frame)
@@ -159,6 +160,7 @@ def _settings(args: argparse.Namespace, frames: NuScenesFrames) -> dict[str, Any
     settings = {
         "data": str(frames.root.resolve()),
         "version": frames.version,
+        "tables": _state_of_tables(frames.root / frames.version),
         "preset": args.preset or (None if args.checkpoint else DEFAULT_PRESET),
         "checkpoint": None,
     }
@@ -166,6 +168,13 @@ def _settings(args: argparse.Namespace, frames: NuScenesFrames) -> dict[str, Any
         status = args.checkpoint.stat()
         settings["checkpoint"] = [str(args.checkpoint.resolve()), status.st_size, status.st_mtime_ns]
     return settings
+
+
+def _state_of_tables(folder: Path) -> str:
+    """Size and time of the last change: new pictures or corrected poses come with new tables."""
+    found = [path.stat() for path in folder.glob("*.json")]
+    changed = datetime.fromtimestamp(max(status.st_mtime for status in found), timezone.utc)
+    return f"{sum(status.st_size for status in found)} bytes of {changed.isoformat(sep=' ')}"
 
 
 def claim_folder(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:

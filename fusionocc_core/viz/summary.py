@@ -23,6 +23,8 @@ class Summary:
     """What was to be predicted."""
     frames_out: int = 0
     """What was predicted."""
+    frames_earlier: int = 0
+    """Of those: predicted by an earlier run and read back."""
     latencies_s: list[float] = field(default_factory=list)
     label_set: LabelSet | None = None
     counts: NDArray[np.int64] | None = None
@@ -30,8 +32,13 @@ class Summary:
     model: str = ""
     trained_on: str = ""
 
-    def add(self, occupancy: Occupancy, latency_s: float | None = None) -> None:
+    def add(self, occupancy: Occupancy, latency_s: float | None = None, *, earlier: bool = False) -> None:
         """Count one more frame.
+
+        Args:
+            occupancy: what was answered.
+            latency_s: how long that took.
+            earlier: it was read back, from an earlier run.
 
         Raises:
             ValueError: its label set is another than that of the frames before.
@@ -42,6 +49,7 @@ class Summary:
         self.counts = counts if self.counts is None else self.counts + counts
         self.label_set, self.model, self.trained_on = occupancy.label_set, occupancy.model, occupancy.trained_on
         self.frames_out += 1
+        self.frames_earlier += earlier
         if latency_s is not None:
             self.latencies_s.append(latency_s)
 
@@ -65,6 +73,8 @@ class Summary:
         run.add_row("weights", trained)
         run.add_row("frames in", f"{self.frames_in}")
         run.add_row("frames out", f"{self.frames_out}")
+        if self.frames_earlier:
+            run.add_row("of these from an earlier run", f"{self.frames_earlier} (--overwrite predicts anew)")
         if self.latencies_s:
             run.add_row(f"{latency_name} p50", f"{self.latency(50) * 1e3:.0f} ms")
             run.add_row(f"{latency_name} p95", f"{self.latency(95) * 1e3:.0f} ms")

@@ -84,7 +84,8 @@ class TestFrames:
         second = Stub()
         summary = predict.predict_frames(frames, second, tmp_path, blank=BLANK, pictures=False)
         assert second.seen == [frames.stamp_ns(i) for i in (2, 3, 4)]
-        assert summary.frames_out == 5
+        assert (summary.frames_out, summary.frames_earlier) == (5, 2)
+        assert "of these from an earlier run │ 2 (--overwrite predicts anew)" in printed(summary.render())
         assert len(summary.latencies_s) == 3
         assert summary.counts[CAR] == (1 + 2) + (1 + 2 + 3)
 
@@ -95,8 +96,10 @@ class TestFrames:
         predict.predict_frames(two, Stub(), tmp_path, blank=BLANK)
         assert len(list(tmp_path.rglob("*.png"))) == 2
         again = Stub()
-        predict.predict_frames(two, again, tmp_path, blank=BLANK, overwrite=True, pictures=False)
+        summary = predict.predict_frames(two, again, tmp_path, blank=BLANK, overwrite=True, pictures=False)
         assert len(again.seen) == 2
+        assert summary.frames_earlier == 0
+        assert "earlier" not in printed(summary.render())
 
     def test_volumes_without_confidence_or_of_another_time_are_refused(self, frames, tmp_path):
         with pytest.raises(ValueError, match="no confidence"):
@@ -220,6 +223,20 @@ def test_a_run_that_cannot_start_leaves_the_folder_to_the_next(frames, tmp_path,
     right = parse("--data", frames.root, "--out", out)
     assert right.run(right) == 0
     assert json.loads((out / predict.SETTINGS).read_text())["preset"] == "fusionocc-tiny"
+
+
+def test_a_data_set_that_has_changed_is_noticed(tmp_path):
+    tree = write_tree(tmp_path / "d", scenes={"lot": 1}, cameras={"CAM_FRONT": 0.0})
+    args = parse("--data", tree.root, "--out", tmp_path / "out")
+    before = predict._settings(args, NuScenesFrames(tree.root))
+    assert predict._settings(args, NuScenesFrames(tree.root)) == before
+    predict.claim_folder(args.out, before, overwrite=False)
+    leave_results(args.out, "lot/1.npz")
+    poses = tree.rows("ego_pose")
+    poses[0]["translation"][0] += 10.0
+    tree.write("ego_pose", poses)
+    with pytest.raises(ValueError, match=r"tables was \d+ bytes of 2\d\d\d-.*, is \d+ bytes of .*--overwrite"):
+        predict.claim_folder(args.out, predict._settings(args, NuScenesFrames(tree.root)), overwrite=False)
 
 
 def test_a_checkpoint_that_is_not_there(frames, tmp_path):
