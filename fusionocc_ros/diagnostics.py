@@ -17,6 +17,8 @@ from fusionocc_ros.sync import SyncCounters
 
 SILENT_AFTER_S = 2.0
 """A sensor that sent nothing for so long is reported."""
+CLOCK_STANDS_AFTER_S = 5.0
+"""Simulated time that stands still for so long, in real time and while nothing is worked on, is reported."""
 LATENCIES = 200
 """How many of the last latencies the percentiles are taken from."""
 
@@ -118,6 +120,8 @@ class Report:
     """Time since the last message of the LiDAR ("lidar") and of each camera; infinite where none came."""
     silence_reasons: dict[str, str] = field(default_factory=dict)
     """Of the sensors that are silent: what may be the matter."""
+    clock_problem: str = ""
+    """What is wrong with simulated time, if something is."""
     extra: dict[str, int] = field(default_factory=dict)
 
 
@@ -154,7 +158,8 @@ def _inputs(report: Report) -> DiagnosticStatus:
         values[f"{name} last message [s ago]"] = f"{silence:.2f}" if np.isfinite(silence) else "never"
     for (camera, cause), count in report.sync.pictures_dropped.items():
         values[f"{camera} pictures not kept: {cause}"] = count
-    problems = [f"nothing from {name}: {reason}" for name, reason in report.silence_reasons.items()]
+    problems = [report.clock_problem] if report.clock_problem else []
+    problems += [f"nothing from {name}: {reason}" for name, reason in report.silence_reasons.items()]
     level = DiagnosticStatus.ERROR if "lidar" in report.silence_reasons else DiagnosticStatus.WARN
     return _status(report, "inputs", problems, values, level)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from fusionocc_ros.convert import odometry_to_matrix, stamp_to_ns, transform_to_
 from fusionocc_ros.ego_motion import EgoMotion
 from fusionocc_ros.parameters import AUTO, COMPRESSED, LIDAR_ANCHORED, ODOMETRY, RELIABLE, NodeParameters
 from fusionocc_ros.rig import Rig
+from fusionocc_ros.silence import Silence
 from fusionocc_ros.sync import LidarAnchoredSync, SensorSet
 from fusionocc_ros.tf_store import TfStore
 
@@ -58,6 +58,7 @@ class Inputs:
         parameters: of the node.
         on_set: told of every set, in the executor's thread.
         on_bad_message: told of messages that cannot be used at all: kind and what is wrong.
+        is_busy: whether sets are being worked on, for which a player may hold its clock.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class Inputs:
         *,
         on_set: Callable[[SensorSet[Any]], None],
         on_bad_message: Callable[[str, str], None],
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._node = node
         self._parameters = parameters
         self._on_set = on_set
         self._on_bad_message = on_bad_message
+        self._is_busy = is_busy
         tolerance_ns = round(parameters.transform_tolerance * 1e9)
         self.transforms = TfStore(tolerance_ns=tolerance_ns)
         self.odometry = TfStore(tolerance_ns=tolerance_ns)
@@ -87,7 +90,7 @@ class Inputs:
         policy = LidarAnchoredSync if parameters.sync_policy == LIDAR_ANCHORED else ApproximateTimeSync
         self.sync: LidarAnchoredSync[Any] | ApproximateTimeSync = policy(parameters.sync_config(), now_ns)
         self._picture = CompressedImage if parameters.image_transport == COMPRESSED else Image
-        self._arrived: dict[str, int] = {}
+        self._silence = Silence(self._simulated_ns, now_ns)
         self._sensors: list[Any] = []
         self._timer: Any = None
         self._others = [
@@ -143,14 +146,21 @@ class Inputs:
 
     def silence_s(self) -> dict[str, float]:
         """Time since the last message of the LiDAR ("lidar") and of each camera; infinite where none came."""
-        now = self._silence_clock_ns()
-        names = ("lidar", *self._parameters.camera_names)
-        return {n: max(now - self._arrived[n], 0) / 1e9 if n in self._arrived else math.inf for n in names}
+        return self._silence.of(("lidar", *self._parameters.camera_names))
 
-    def _silence_clock_ns(self) -> int:
-        """Simulated time where it is used, since a player that holds its bag is not a silent sensor; else real time."""
+    def clock_stands_s(self) -> float:
+        """Real time for which /clock has stood still while no set was worked on; 0 without simulated time."""
+        return self._silence.clock_stands_s()
+
+    def _simulated_ns(self) -> int | None:
         simulated = self._node.get_parameter("use_sim_time").value
-        return int(self._node.get_clock().now().nanoseconds) if simulated else now_ns()
+        return int(self._node.get_clock().now().nanoseconds) if simulated else None
+
+    def explain_clock(self) -> str:
+        """Why simulated time may stand still."""
+        if not self._node.get_publishers_info_by_topic("/clock"):
+            return "use_sim_time is true and nobody publishes /clock: start the player or the simulation"
+        return "use_sim_time is true and /clock stands still: the player or the simulation is paused, or stuck"
 
     def explain_silence(self, name: str) -> str:
         """Why nothing may come from the LiDAR ("lidar") or a camera: who publishes on its topic, and how."""
@@ -184,14 +194,17 @@ class Inputs:
             self._on_set(one)
 
     def _poll(self) -> None:
+        self._silence.observe()
+        if self._is_busy():
+            self._silence.excuse()
         self._hand_out(self.sync.poll())
 
     def _on_picture(self, camera: str, message: Any) -> None:
-        self._arrived[camera] = self._silence_clock_ns()
+        self._silence.heard(camera)
         self._hand_out(self.sync.add_picture(camera, stamp_to_ns(message.header.stamp), message))
 
     def _on_sweep(self, message: Any) -> None:
-        self._arrived["lidar"] = self._silence_clock_ns()
+        self._silence.heard("lidar")
         self._hand_out(self.sync.add_sweep(stamp_to_ns(message.header.stamp), message))
 
     def _on_tf(self, message: Any) -> None:

@@ -28,6 +28,7 @@ from fusionocc_ros.assemble import Assembler
 from fusionocc_ros.causes import CAUSES
 from fusionocc_ros.dds import use_shipped_profile
 from fusionocc_ros.diagnostics import (
+    CLOCK_STANDS_AFTER_S,
     SILENT_AFTER_S,
     Report,
     Statistics,
@@ -88,6 +89,7 @@ class OccNode(LifecycleNode):
         self._reported: tuple[float, SyncCounters, WorkCounters] = (0.0, SyncCounters(), WorkCounters())
         self._state = "unconfigured"
         self._active_since = 0.0
+        self._clock_said = False
         node_parameters.declare(self)
         for name, nearest in node_parameters.unknown_names(self).items():
             hint = f"; did you mean {nearest}?" if nearest else ""
@@ -181,7 +183,13 @@ class OccNode(LifecycleNode):
                     f"camera_names: {len(parameters.camera_names)} cameras, but {self._engine.model} takes at most "
                     f"{self._engine.num_cameras}; leave some out or choose another preset"
                 )
-        self.inputs = Inputs(self, parameters, on_set=self._on_set or self._take, on_bad_message=self._warn)
+        self.inputs = Inputs(
+            self,
+            parameters,
+            on_set=self._on_set or self._take,
+            on_bad_message=self._warn,
+            is_busy=lambda: self.work is not None and self.work.in_hand > 0,
+        )
         if rig is not None:
             self.inputs.use_rig(rig)
         if self._engine is not None:
@@ -263,10 +271,7 @@ class OccNode(LifecycleNode):
         then, sync_before, work_before = self._reported
         self._reported = (now, sync, work)
         silence_s = self.inputs.silence_s()
-        active = self._state == "active" and now - self._active_since > SILENT_AFTER_S
-        reasons = {name: self.inputs.explain_silence(name) for name in silent_sensors(silence_s) if active}
-        if reasons:
-            self._warn("silence", "; ".join(f"nothing from {name}: {reason}" for name, reason in reasons.items()))
+        clock, reasons = self._find_silence(now, silence_s)
         engine = self._engine or Engine(predict=_no_network, num_cameras=0, model="none")
         report = Report(
             node=self.get_fully_qualified_name().lstrip("/"),
@@ -283,9 +288,25 @@ class OccNode(LifecycleNode):
             in_hand=self.inputs.sync.pending + (self.work.in_hand if self.work else 0),
             silence_s=silence_s,
             silence_reasons=reasons,
+            clock_problem=clock,
             extra=dict(self._assembler.counters) if self._assembler else {},
         )
         self._diagnostics.publish(report_to_message(report))
+
+    def _find_silence(self, now: float, silence_s: dict[str, float]) -> tuple[str, dict[str, str]]:
+        """What is wrong with /clock, or else with each sensor that is silent; says so in the log."""
+        if self.inputs is None or self._state != "active" or now - self._active_since <= SILENT_AFTER_S:
+            return "", {}
+        said, self._clock_said = self._clock_said, self.inputs.clock_stands_s() > CLOCK_STANDS_AFTER_S
+        if self._clock_said:
+            problem = self.inputs.explain_clock()
+            if not said:
+                self.get_logger().warning(problem)
+            return problem, {}
+        reasons = {name: self.inputs.explain_silence(name) for name in silent_sensors(silence_s)}
+        if reasons:
+            self._warn("silence", "; ".join(f"nothing from {name}: {reason}" for name, reason in reasons.items()))
+        return "", reasons
 
 
 def _no_network(frame: Any) -> Any:

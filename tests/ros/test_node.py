@@ -591,7 +591,51 @@ def test_a_player_that_holds_its_clock_is_not_a_silent_sensor(world: World) -> N
     tick(START + 5 * S)
     assert node.inputs.silence_s()["lidar"] == pytest.approx(5)
     tick(START)  # the bag began anew
-    assert node.inputs.silence_s()["CAM_FRONT"] == 0
+    assert node.inputs.silence_s()["CAM_FRONT"] == pytest.approx(5)
+    drive(world, vehicle, node, 1, cameras=OFFICIAL_CAMERAS[1:])
+    tick(START + S)
+    silence_s = node.inputs.silence_s()
+    assert silence_s["CAM_FRONT"] == pytest.approx(1)
+    assert silence_s["CAM_FRONT_LEFT"] == pytest.approx(6)
+
+
+def test_a_clock_that_stands_still_is_said_once_and_not_while_the_network_is_at_work(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fusionocc_ros.node.CLOCK_STANDS_AFTER_S", 1.0)
+    monkeypatch.setattr("fusionocc_ros.node.SILENT_AFTER_S", 0.1)
+    network, vehicle = FakeNetwork(delay_s=2.5), Vehicle(world.context)
+    clock = world.add(vehicle.node).create_publisher(Clock, "/clock", 10)
+    node = start(world, network, use_sim_time=True, diagnostics_period=0.1)
+    got = world.collect(DiagnosticArray, "/diagnostics")
+    assert world.spin_until(connected(vehicle))
+
+    def move(stamp_ns: int) -> None:
+        def followed() -> bool:
+            clock.publish(Clock(clock=ns_to_stamp(stamp_ns)))
+            return node.get_clock().now().nanoseconds == stamp_ns
+
+        assert world.spin_until(followed)
+
+    def problems() -> list[str]:
+        return [status(d, "inputs").message for d in got if "/clock" in status(d, "inputs").message]
+
+    move(START)
+    vehicle.keyframe(START)
+    assert world.spin_until(lambda: node.work.in_hand == 1)
+    got.clear()
+    assert world.spin_until(lambda: outcomes(node) == 1)
+    assert len(got) >= 5
+    assert problems() == []
+    for round_number in (1, 2):
+        move(START + round_number * S)
+        got.clear()
+        assert world.spin_until(lambda: len(problems()) >= 5)
+        # Not a line for every sensor as well.
+        assert set(problems()) == {
+            "use_sim_time is true and /clock stands still: the player or the simulation is paused, or stuck"
+        }
+        assert capfd.readouterr().err.count("/clock stands still") == 1
 
 
 def test_an_activation_that_fails_is_logged_and_the_node_can_start_again(

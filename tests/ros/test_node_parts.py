@@ -28,6 +28,7 @@ from fusionocc_ros.engine import Engine, load_engine
 from fusionocc_ros.history import KeyframeRing
 from fusionocc_ros.parameters import NodeParameters
 from fusionocc_ros.rig import load_rig
+from fusionocc_ros.silence import Silence
 from fusionocc_ros.sync import SensorSet
 from fusionocc_ros.tf_store import TfStore
 from fusionocc_ros.work import Work
@@ -319,6 +320,50 @@ def test_a_rig_file_that_cannot_be_used_says_where_and_why(tmp_path: Path, conte
         load_rig(path)
     with pytest.raises(FileNotFoundError):
         load_rig(tmp_path / "none.yaml")
+
+
+# ---- silence ---------------------------------------------------------------------------------------------------------
+
+
+class Clocks:
+    def __init__(self, simulated: int | None) -> None:
+        self.simulated = simulated
+        self.real = 50 * S
+        self.silence = Silence(lambda: self.simulated, lambda: self.real)
+
+
+def test_silence_is_measured_in_real_time_where_time_is_not_simulated() -> None:
+    clocks = Clocks(None)
+    clocks.silence.heard("lidar")
+    clocks.real += 3 * S
+    assert clocks.silence.of(("lidar", "A")) == {"lidar": 3.0, "A": float("inf")}
+    assert clocks.silence.clock_stands_s() == 0
+
+
+def test_a_dead_sensor_stays_silent_through_every_loop_of_a_bag() -> None:
+    clocks = Clocks(0)
+    clocks.silence.heard("dead")
+    clocks.simulated = 100 * S  # the first /clock
+    clocks.silence.heard("alive")
+    assert clocks.silence.of(("dead",)) == {"dead": 0}
+    for lap in range(1, 6):
+        for step in range(5):
+            clocks.simulated = 100 * S + step * S // 4
+            clocks.silence.heard("alive")
+        assert clocks.silence.of(("dead", "alive")) == {"dead": lap * 1.0, "alive": 0}
+
+
+def test_simulated_time_that_stands_still_is_told_unless_it_is_excused() -> None:
+    clocks = Clocks(100 * S)
+    clocks.silence.heard("lidar")
+    clocks.real += 9 * S
+    assert (clocks.silence.clock_stands_s(), clocks.silence.of(("lidar",))) == (9, {"lidar": 0})
+    clocks.silence.excuse()
+    assert clocks.silence.clock_stands_s() == 0
+    clocks.real += 2 * S
+    assert clocks.silence.clock_stands_s() == 2
+    clocks.simulated = 90 * S
+    assert clocks.silence.clock_stands_s() == 0
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------
