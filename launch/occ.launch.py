@@ -26,7 +26,10 @@ ARGUMENTS = {
     "checkpoint": ("", "File with the network's weights; empty: as in the parameter file."),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: as in the parameter file."),
     "namespace": ("", "Namespace of the node and of all topics but /tf, /tf_static and /diagnostics."),
-    "use_sim_time": ("false", "Take the time from /clock, as for bags and simulations."),
+    "use_sim_time": (
+        "",
+        "true: take the time from /clock, as for bags and simulations; empty: as in the parameter file (rviz2: false).",
+    ),
     "log_level": ("info", "Of the node: debug, info, warn or error."),
     "rviz": ("false", "Start rviz2 as well."),
     "rviz_config": (str(SHARE / "rviz" / "occ.rviz"), "Configuration of rviz2."),
@@ -38,11 +41,19 @@ OUTPUTS = ("/fusionocc/occupancy", "/fusionocc/markers", "/fusionocc/voxels", "/
 DDS_PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 
+def parse_switch(name: str, value: str) -> bool:
+    """The truth of an argument."""
+    if value.lower() not in ("true", "1", "false", "0"):
+        raise ValueError(f"{name}:={value}: expected true or false")
+    return value.lower() in ("true", "1")
+
+
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The processes, once the arguments are known."""
     values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    sim_time = {"use_sim_time": values["use_sim_time"].lower() in ("true", "1")}
-    overrides = {name: values[name] for name in OVERRIDES if values[name]}
+    overrides: dict[str, str | bool] = {name: values[name] for name in OVERRIDES if values[name]}
+    given = values["use_sim_time"]
+    sim_time = {"use_sim_time": parse_switch("use_sim_time", given)} if given else {}
     namespace = values["namespace"].strip("/")
     moved = [(topic, f"/{namespace}{topic}") for topic in OUTPUTS] if namespace else []
     return [
@@ -52,14 +63,14 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             namespace=namespace,
             output="screen",
             emulate_tty=True,
-            parameters=[values["params_file"], {**sim_time, **overrides}],
+            parameters=[values["params_file"], *([{**sim_time, **overrides}] if sim_time or overrides else [])],
             ros_arguments=["--log-level", values["log_level"]],
         ),
         Node(
             package="rviz2",
             executable="rviz2",
             arguments=["-d", values["rviz_config"]],
-            parameters=[sim_time],
+            parameters=[sim_time] if sim_time else [],
             remappings=moved,
             condition=IfCondition(values["rviz"]),
         ),

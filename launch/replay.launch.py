@@ -3,7 +3,8 @@
     fusionocc bag from-nuscenes data/nuscenes --scene scene-0061 --out street_bag
     ros2 launch fusionocc_ros replay.launch.py bag:=street_bag
 
-The arguments of occ.launch.py work here too.
+The arguments of occ.launch.py work here too, but for use_sim_time, which is true, and namespace: the bag's topics
+have none.
 """
 
 from __future__ import annotations
@@ -31,11 +32,18 @@ PASSED_ON = {
     "preset": ("", "Network; empty: as in the parameter file."),
     "checkpoint": ("", "File with the network's weights; empty: as in the parameter file."),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: as in the parameter file."),
-    "namespace": ("", "Namespace of the node; the bag's topics stay where they are."),
     "log_level": ("info", "Of the node."),
     "rviz": ("false", "Start rviz2 as well."),
 }
 """Arguments of occ.launch.py, some with another default."""
+
+
+def refuse_namespace(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """An argument that is not declared here would still reach occ.launch.py, and move the node away from the bag."""
+    namespace = context.launch_configurations.get("namespace", "")
+    if namespace:
+        raise ValueError(f"namespace:={namespace}: a bag is played on its own topics; leave it out")
+    return []
 
 
 def play(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -59,6 +67,7 @@ def generate_launch_description() -> LaunchDescription:
                 DeclareLaunchArgument(name, default_value=default, description=description)
                 for name, (default, description) in arguments.items()
             ),
+            OpaqueFunction(function=refuse_namespace),
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(str(SHARE / "launch" / "occ.launch.py")),
                 launch_arguments=[

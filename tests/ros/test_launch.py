@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+import runpy
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,16 +135,126 @@ def test_replay_passes_on_arguments_that_occ_has_and_plays_with_arguments_that_t
     assert {"--rate", "--clock", "--loop"} <= strings
 
 
-def test_launch_files_give_a_launch_description() -> None:
-    reason = "launch and launch_ros come with a ROS installation and are not on PyPI"
-    pytest.importorskip("launch_ros", reason=reason)
+def expanded(path: Path, given: dict[str, str]) -> list[Any]:
+    """Everything that a launch file would start, without starting it. Needs launch_ros."""
+    from launch.actions import ExecuteProcess
     from launch.launch_description_sources import PythonLaunchDescriptionSource
 
-    from launch import LaunchContext, LaunchDescription
+    from launch import LaunchContext
 
-    for path in LAUNCH.values():
-        description = PythonLaunchDescriptionSource(str(path)).get_launch_description(LaunchContext())
-        assert isinstance(description, LaunchDescription)
+    context = LaunchContext()
+    context.launch_configurations.update(given)
+    waiting = [*PythonLaunchDescriptionSource(str(path)).get_launch_description(context).entities]
+    processes = []
+    while waiting:
+        entity = waiting.pop(0)
+        if isinstance(entity, ExecuteProcess):
+            processes.append(entity)
+        else:
+            waiting = [*(entity.visit(context) or []), *waiting]
+    return processes
+
+
+def test_launch_files_start_their_processes() -> None:
+    reason = "launch and launch_ros come with a ROS installation and are not on PyPI"
+    pytest.importorskip("launch_ros", reason=reason)
+    assert len(expanded(LAUNCH["occ"], {})) == 2
+    assert len(expanded(LAUNCH["occ"], {"use_sim_time": "true", "namespace": "car", "preset": "fusionocc-tiny"})) == 2
+    assert len(expanded(LAUNCH["replay"], {"bag": "street_bag"})) == 3
+    with pytest.raises(ValueError, match="namespace:=car"):
+        expanded(LAUNCH["replay"], {"bag": "street_bag", "namespace": "car"})
+
+
+class Recorded:
+    """In the place of a launch action: remembers its arguments."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+    def perform(self, context: Any) -> str:
+        """In the place of LaunchConfiguration's."""
+        return str(context.launch_configurations[self.args[0]])
+
+
+FAKES = {
+    "ament_index_python.packages": ("get_package_share_directory",),
+    "launch": ("LaunchContext", "LaunchDescription"),
+    "launch.actions": (
+        *("DeclareLaunchArgument", "ExecuteProcess", "IncludeLaunchDescription", "OpaqueFunction"),
+        *("SetEnvironmentVariable", "Shutdown"),
+    ),
+    "launch.conditions": ("IfCondition",),
+    "launch.launch_description_entity": ("LaunchDescriptionEntity",),
+    "launch.launch_description_sources": ("PythonLaunchDescriptionSource",),
+    "launch.substitutions": ("LaunchConfiguration",),
+    "launch_ros": (),
+    "launch_ros.actions": ("Node",),
+}
+
+
+@pytest.fixture
+def fake_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """launch and launch_ros as far as our files use them."""
+    for module, names in FAKES.items():
+        fake = ModuleType(module)
+        for name in names:
+            setattr(fake, name, type(name, (Recorded,), {}))
+        monkeypatch.setitem(sys.modules, module, fake)
+    sys.modules["ament_index_python.packages"].get_package_share_directory = lambda _name: str(ROOT)  # type: ignore
+
+
+def started(name: str, function: str, **given: str) -> list[Any]:
+    """What a function of a launch file returns, the other arguments being the defaults."""
+    file = runpy.run_path(str(LAUNCH[name]))
+    values = {key: default for key, (default, _) in file["ARGUMENTS"].items()} | given
+    return list(file[function](SimpleNamespace(launch_configurations=values)))
+
+
+def parameters_given(**given: str) -> list[list[Any]]:
+    return [process.kwargs["parameters"] for process in started("occ", "start", **given)]
+
+
+@pytest.mark.usefixtures("fake_launch")
+def test_arguments_that_are_left_empty_do_not_override_the_parameter_file() -> None:
+    assert parameters_given(params_file="my.yaml") == [["my.yaml"], []]
+    assert parameters_given(params_file="my.yaml", use_sim_time="False", device="cpu") == [
+        ["my.yaml", {"use_sim_time": False, "device": "cpu"}],
+        [{"use_sim_time": False}],
+    ]
+    assert parameters_given(use_sim_time="1")[1] == [{"use_sim_time": True}]
+    with pytest.raises(ValueError, match="use_sim_time:=yes: expected true or false"):
+        parameters_given(use_sim_time="yes")
+
+
+@pytest.mark.usefixtures("fake_launch")
+def test_a_namespace_moves_what_rviz_shows() -> None:
+    node, rviz = started("occ", "start", namespace="/car/")
+    assert node.kwargs["namespace"] == "car"
+    assert ("/lidar_top", "/car/lidar_top") in rviz.kwargs["remappings"]
+    assert started("occ", "start")[1].kwargs["remappings"] == []
+
+
+@pytest.mark.usefixtures("fake_launch")
+def test_a_replay_plays_the_bag_on_its_own_topics() -> None:
+    (player,) = started("replay", "play", bag="street_bag", loop="true")
+    assert player.kwargs["cmd"][:4] == ["fusionocc", "bag", "play", "street_bag"]
+    assert player.kwargs["cmd"][4:] == ["--rate", "1.0", "--clock", "100", "--loop"]
+    (player,) = started("replay", "play", bag="street_bag", player="ros2")
+    assert player.kwargs["cmd"][:3] == ["ros2", "bag", "play"]
+    with pytest.raises(ValueError, match="player:=vlc: expected fusionocc or ros2"):
+        started("replay", "play", bag="street_bag", player="vlc")
+    assert started("replay", "refuse_namespace", bag="street_bag") == []
+    with pytest.raises(ValueError, match="namespace:=car: a bag is played on its own topics"):
+        started("replay", "refuse_namespace", bag="street_bag", namespace="car")
+
+
+@pytest.mark.usefixtures("fake_launch")
+def test_a_replay_refuses_a_namespace_before_it_starts_anything() -> None:
+    (entities,) = runpy.run_path(str(LAUNCH["replay"]))["generate_launch_description"]().args
+    acting = [e for e in entities if type(e).__name__ != "DeclareLaunchArgument"]
+    assert acting[0].kwargs["function"].__name__ == "refuse_namespace"
+    (included,) = [e for e in acting if type(e).__name__ == "IncludeLaunchDescription"]
+    assert dict(included.kwargs["launch_arguments"])["use_sim_time"] == "true"
 
 
 def displays() -> dict[str, dict[str, Any]]:
