@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionocc_core.data.files import POINT_BYTES, read_bytes
+from fusionocc_core.data.files import POINT_BYTES, picture_kind, read_bytes, read_cloud_bytes, refuse_truncated
 from fusionocc_core.data.nuscenes import read_camera
 from fusionocc_core.data.nuscenes_tables import SensorRecord
 from fusionocc_core.geometry import inverse, quaternion_wxyz_from_rotation
@@ -74,13 +74,18 @@ class MessageMaker:
         self.typestore = get_typestore(Stores.ROS2_JAZZY)
 
     def compressed_image(self, record: SensorRecord) -> bytes:
-        """The picture's file as it is."""
-        data = read_bytes(record.path, f"{record.channel} picture (sample_data {record.token})")
-        kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+        """The picture's file as it is.
+
+        Raises:
+            ValueError: the file is truncated, or neither JPEG nor PNG: the node would drop the frame.
+        """
+        what = f"{record.channel} picture (sample_data {record.token})"
+        data = read_bytes(record.path, what)
+        refuse_truncated(data, f"{what}: {record.path}")
         return self._serialise(
             COMPRESSED_IMAGE,
             header=self._header(record.stamp_ns, sensor_frame(record.channel)),
-            format=kind,
+            format=str(picture_kind(data)).lower(),
             data=np.frombuffer(data, np.uint8),
         )
 
@@ -130,12 +135,7 @@ class MessageMaker:
         Raises:
             ValueError: the file is no whole number of points.
         """
-        data = read_bytes(record.path, f"{record.channel} cloud (sample_data {record.token})")
-        if len(data) % POINT_BYTES:
-            raise ValueError(
-                f"{record.channel} cloud (sample_data {record.token}): {record.path} has {len(data)} bytes, no whole "
-                f"number of points of {POINT_BYTES} bytes; it is truncated: copy or download it again"
-            )
+        data = read_cloud_bytes(record.path, f"{record.channel} cloud (sample_data {record.token})")
         points = np.frombuffer(data, np.float32)
         fields = [
             self._make("sensor_msgs/msg/PointField", name=name, offset=4 * n, datatype=FLOAT32, count=1)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionocc_core.data.files import decode_image, picture_kind
 from fusionocc_ros.causes import BAD_ENCODING, BAD_IMAGE, DISTORTED, DropFrame
 
 Picture = NDArray[np.uint8]
@@ -38,9 +39,8 @@ _TO_RGB = {
 ENCODINGS = tuple(_CHANNELS)
 """Encodings of sensor_msgs/Image that are read here."""
 
-_ENDS = {b"\xff\xd8\xff": ("JPEG", b"\xff\xd9"), b"\x89PNG\r\n\x1a\n": ("PNG", b"IEND\xae\x42\x60\x82")}
-_PADDING = 64
-"""Bytes that encoders may leave behind the end marker."""
+_PAIRED = frozenset({"uyvy", "yuv422", "yuyv", "yuv422_yuy2"})
+"""Encodings in which two neighbouring pixels share their colour."""
 
 
 def decode_raw(data: NDArray[np.uint8], *, height: int, width: int, step: int, encoding: str, name: str) -> Picture:
@@ -55,7 +55,8 @@ def decode_raw(data: NDArray[np.uint8], *, height: int, width: int, step: int, e
         name: the camera, for messages.
 
     Raises:
-        DropFrame: unknown encoding, zero size, or fewer bytes than the header says.
+        DropFrame: unknown encoding, zero size, an odd width where pixels come in pairs, or fewer bytes than the header
+            says.
     """
     channels = _CHANNELS.get(encoding)
     if channels is None:
@@ -70,6 +71,11 @@ def decode_raw(data: NDArray[np.uint8], *, height: int, width: int, step: int, e
             BAD_IMAGE,
             f"{name}: Image is {width}x{height} with step {step}; expected at least one row of at least {row} bytes",
         )
+    if encoding in _PAIRED and width % 2:
+        raise DropFrame(
+            BAD_IMAGE,
+            f"{name}: Image of encoding {encoding!r} has width {width}; pixels come in pairs, so it must be even",
+        )
     needed = step * (height - 1) + row
     if len(data) < needed:
         raise DropFrame(
@@ -83,7 +89,7 @@ def decode_raw(data: NDArray[np.uint8], *, height: int, width: int, step: int, e
 
 
 def decode_compressed(data: NDArray[np.uint8], *, image_format: str, name: str) -> Picture:
-    """RGB picture (H, W, 3) from a JPEG or PNG file.
+    """RGB picture (H, W, 3) from a JPEG or PNG file, judged as files of a data set are (data.files.decode_image).
 
     Args:
         data: the file's bytes, one-dimensional.
@@ -93,22 +99,20 @@ def decode_compressed(data: NDArray[np.uint8], *, image_format: str, name: str) 
     Raises:
         DropFrame: neither JPEG nor PNG, or truncated (decoders would fill the rest with grey and say nothing).
     """
-    head, tail = data[:8].tobytes(), data[-_PADDING:].tobytes()
-    kind = next(((kind, end) for start, (kind, end) in _ENDS.items() if head.startswith(start)), None)
-    if kind is None:
+    content = data.tobytes()
+    if picture_kind(content) is None:
         raise DropFrame(
             BAD_ENCODING,
-            f"{name}: CompressedImage of format {image_format!r} begins with {head.hex(' ') or 'nothing'}; expected a "
-            "JPEG or PNG file",
+            f"{name}: CompressedImage of format {image_format!r} begins with {content[:8].hex(' ') or 'nothing'}; "
+            "expected a JPEG or PNG file",
         )
-    if kind[1] not in tail:
-        raise DropFrame(BAD_IMAGE, f"{name}: {kind[0]} of {len(data)} bytes has no end marker: truncated")
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if picture is None:
-        raise DropFrame(BAD_IMAGE, f"{name}: {kind[0]} of {len(data)} bytes cannot be decoded: damaged")
+    try:
+        picture = decode_image(content, what=f"{name}: CompressedImage")
+    except ValueError as error:
+        raise DropFrame(BAD_IMAGE, str(error)) from error
     if re.search(r"compressed rgb", image_format):
-        return np.asarray(picture, dtype=np.uint8)
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+        return np.ascontiguousarray(picture[..., ::-1])
+    return picture
 
 
 @lru_cache(maxsize=32)

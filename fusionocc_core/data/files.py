@@ -13,8 +13,8 @@ REDUCTIONS = (1, 2, 4, 8)
 POINT_BYTES = 20
 """Bytes a point in a nuScenes cloud: x, y, z, intensity, ring as float32."""
 
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-_PNG_START, _PNG_END = b"\x89PNG", b"IEND\xaeB`\x82"
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _REDUCED_FLAGS = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -43,9 +43,7 @@ def read_bytes(path: Path, what: str) -> bytes:
 
 
 def read_image(path: str | Path, *, reduce: int = 1, what: str = "picture") -> NDArray[np.uint8]:
-    """Read a picture as uint8 (H, W, 3) RGB.
-
-    Orientation tags are ignored, since intrinsics belong to the pixels as stored.
+    """Read a picture as uint8 (H, W, 3) RGB; see ``decode_image``.
 
     Args:
         path: a JPEG or PNG file.
@@ -56,45 +54,81 @@ def read_image(path: str | Path, *, reduce: int = 1, what: str = "picture") -> N
         FileNotFoundError: no such file.
         ValueError: the file is truncated or not a picture.
     """
-    data = read_bytes(Path(path), what)
-    _refuse_truncated(data, Path(path), what)
-    image = decode_image(data, reduce=reduce)
-    if image is None:
-        raise ValueError(
-            f"{what}: {path} ({len(data)} bytes, starts with {data[:4]!r}) cannot be decoded; "
-            "expected a JPEG or PNG file"
-        )
-    return image
+    return decode_image(read_bytes(Path(path), what), reduce=reduce, what=f"{what}: {path}")
 
 
-def decode_image(data: bytes, *, reduce: int = 1) -> NDArray[np.uint8] | None:
-    """Decode a compressed picture to uint8 (H, W, 3) RGB; None where the bytes are not a picture.
+def decode_image(data: bytes, *, reduce: int = 1, what: str = "picture") -> NDArray[np.uint8]:
+    """Decode a JPEG or PNG file to uint8 (H, W, 3) RGB.
 
-    For JPEG the result equals Pillow's in every bit (both use libjpeg-turbo), at less than half the cost.
+    Orientation tags are ignored, since intrinsics belong to the pixels as stored. For JPEG the result equals Pillow's
+    in every bit (both use libjpeg-turbo), at less than half the cost.
+
+    Args:
+        data: the file's bytes.
+        reduce: decode at 1/reduce of the size (1, 2, 4 or 8).
+        what: what the bytes are, for messages.
 
     Raises:
-        ValueError: an unknown reduction.
+        ValueError: an unknown reduction, or bytes that are truncated or not a picture.
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce={reduce!r}: expected one of {REDUCTIONS}")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED_FLAGS[reduce] | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if image is None else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    refuse_truncated(data, what)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED_FLAGS[reduce] | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # a header that promises more pixels than OpenCV takes
+        image = None
+    if image is None:
+        raise ValueError(f"{what}: {picture_kind(data)} of {len(data)} bytes cannot be decoded: damaged")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def _refuse_truncated(data: bytes, path: Path, what: str) -> None:
-    """OpenCV fills the missing rest of a truncated picture with grey and goes on; look for the end mark instead."""
-    if data.startswith(_JPEG_START):
-        # An embedded preview has an end mark of its own, so the mark must come after the last scan has begun.
-        whole = data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN) > 0
-    elif data.startswith(_PNG_START):
-        whole = _PNG_END in data[-64:]
-    else:
-        return
-    if not whole:
+def picture_kind(data: bytes) -> str | None:
+    """The format that a file begins like: "JPEG" or "PNG"; None for any other."""
+    return "JPEG" if data.startswith(_JPEG_START) else "PNG" if data.startswith(_PNG_START) else None
+
+
+def refuse_truncated(data: bytes, what: str) -> None:
+    """Look for the end mark of a picture: OpenCV fills a missing rest with grey and goes on.
+
+    Padding behind the mark, as some cameras leave it, is allowed.
+
+    Args:
+        data: the file's bytes.
+        what: what they are, for messages.
+
+    Raises:
+        ValueError: truncated, or neither JPEG nor PNG.
+    """
+    kind = picture_kind(data)
+    if kind is None:
         raise ValueError(
-            f"{what}: {path} is truncated ({len(data)} bytes without the end mark of its format); "
-            "copy or download it again"
+            f"{what} ({len(data)} bytes, begins with {data[:8].hex(' ') or 'nothing'}) cannot be decoded; "
+            "expected a JPEG or PNG file"
         )
+    # A preview inside a JPEG has an end mark of its own, so the mark must come after the last scan has begun.
+    jpeg_ends = data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN) > 0
+    if not (jpeg_ends if kind == "JPEG" else _PNG_END in data):
+        raise ValueError(
+            f"{what} is truncated: {kind} of {len(data)} bytes without the end mark of its format; "
+            "copy, download or record it again"
+        )
+
+
+def read_cloud_bytes(path: Path, what: str) -> bytes:
+    """The content of a nuScenes cloud: POINT_BYTES for each point.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: empty, or no whole number of points.
+    """
+    data = read_bytes(path, what)
+    if len(data) % POINT_BYTES:
+        raise ValueError(
+            f"{what}: {path} has {len(data)} bytes, which is no multiple of {POINT_BYTES} "
+            "(x, y, z, intensity, ring as float32): truncated or of another format; copy or download it again"
+        )
+    return data
 
 
 def read_cloud(path: str | Path, *, what: str = "cloud") -> NDArray[np.float32]:
@@ -104,12 +138,7 @@ def read_cloud(path: str | Path, *, what: str = "cloud") -> NDArray[np.float32]:
         FileNotFoundError: no such file.
         ValueError: empty, truncated, or holding numbers that are not finite.
     """
-    data = read_bytes(Path(path), what)
-    if len(data) % POINT_BYTES:
-        raise ValueError(
-            f"{what}: {path} has {len(data)} bytes, which is no multiple of {POINT_BYTES} "
-            "(x, y, z, intensity, ring as float32): truncated or of another format"
-        )
+    data = read_cloud_bytes(Path(path), what)
     points = np.frombuffer(data, dtype="<f4").reshape(-1, 5).astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
     if len(bad):

@@ -238,7 +238,8 @@ def test_png_is_lossless_and_other_bytes_are_no_picture(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "picture.png")
     np.testing.assert_array_equal(read_image(tmp_path / "picture.png"), picture)
-    assert decode_image(b"no picture") is None
+    with pytest.raises(ValueError, match=r"begins with 6e 6f 20 .* expected a JPEG or PNG file"):
+        decode_image(b"no picture")
     with pytest.raises(ValueError, match="reduce=3"):
         decode_image(b"", reduce=3)
 

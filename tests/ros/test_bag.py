@@ -240,6 +240,15 @@ class TestErrors:
             write_bag(broken.root, tmp_path / "b")
         assert not (tmp_path / "b").exists()
 
+    @pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"BM" + data])
+    def test_a_damaged_picture_stops_it_and_leaves_nothing(self, tmp_path, damage):
+        broken = write_tree(tmp_path / "d", scenes={"lot": 2}, cameras={"CAM_FRONT": 0.0})
+        picture = broken.file("CAM_FRONT", 1)
+        picture.write_bytes(damage(picture.read_bytes()))
+        with pytest.raises(ValueError, match=rf"CAM_FRONT picture .*{picture.name}.* (is truncated|expected a JPEG)"):
+            write_bag(broken.root, tmp_path / "b")
+        assert not (tmp_path / "b").exists()
+
     def test_calibration_that_changes_within_a_scene_is_refused(self, tmp_path):
         tree = write_tree(tmp_path / "d", scenes={"lot": 2}, cameras={"CAM_FRONT": 0.0})
         calibrations, files = tree.rows("calibrated_sensor"), tree.rows("sample_data")
