@@ -1,4 +1,4 @@
-"""Gathers the messages of ~/occupancy, in a thread of its own."""
+"""Gathers the messages of ~/occupancy, and what the node says of dropped frames, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fusionocc_msgs.msg import SemanticOccupancy
 
+DROPPED = "dropped: "
+"""How keys on /diagnostics begin whose values count dropped frames; the cause follows."""
+
 
 class Collector:
     """Subscribes to a topic of SemanticOccupancy and keeps what comes, by stamp. Use as a context manager.
+
+    Also follows /diagnostics, where a node says how many frames it has dropped for which cause.
 
     Args:
         topic: full name.
@@ -23,10 +28,12 @@ class Collector:
         self.topic = topic
         self._domain_id = domain_id
         self._messages: dict[int, SemanticOccupancy] = {}
+        self._dropped: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Collector:
         import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray
         from rclpy.context import Context
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -38,6 +45,7 @@ class Collector:
         self._node = rclpy.create_node("fusionocc_collector", context=self._context)
         quality = QoSProfile(history=HistoryPolicy.KEEP_ALL, reliability=ReliabilityPolicy.RELIABLE)
         self._node.create_subscription(SemanticOccupancy, self.topic, self._keep, quality)
+        self._node.create_subscription(DiagnosticArray, "/diagnostics", self._count_drops, 10)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self._thread = threading.Thread(target=self._spin, name="collector", daemon=True)
@@ -66,6 +74,21 @@ class Collector:
         """By stamp."""
         with self._lock:
             return dict(self._messages)
+
+    def dropped(self) -> dict[str, int]:
+        """How many frames the node has dropped, by cause; see causes.CAUSES."""
+        with self._lock:
+            return dict(self._dropped)
+
+    def _count_drops(self, message: Any) -> None:
+        found = {
+            entry.key.removeprefix(DROPPED): int(entry.value)
+            for status in message.status
+            for entry in status.values
+            if entry.key.startswith(DROPPED)
+        }
+        with self._lock:
+            self._dropped.update(found)
 
     def _keep(self, message: Any) -> None:
         from fusionocc_ros.convert import stamp_to_ns

@@ -55,6 +55,9 @@ LAST_WORDS_S = 5.0
 USER_ERROR = 2
 """Exit code of a command that printed one line about what is wrong."""
 
+DROP_LOGGED = "frame dropped"
+"""Begins what the node logs of a frame that it could not use."""
+
 POLL_S = 0.1
 
 SYNC_DEADLINE_S = 2.0
@@ -247,7 +250,7 @@ def _follow(bag: BagSummary, node: Child, player: Child, collector: Collector, c
     """Show progress until everything has come and the player has ended.
 
     Raises:
-        ChildProcessError: a process failed, or answers are missing.
+        ChildProcessError: a process failed, a frame was dropped, or answers are missing.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -262,6 +265,8 @@ def _follow(bag: BagSummary, node: Child, player: Child, collector: Collector, c
             status = player.process.poll()
             if node.process.poll() is not None:
                 raise failure(node, f"ended with {describe(node.process.returncode)} before the bag was played")
+            if dropped := collector.dropped():
+                raise failure(node, f"dropped a keyframe, which will get no answer ({_reason(node, dropped)})")
             if status is None:
                 last_words = time.monotonic()
             elif status != 0:
@@ -273,6 +278,14 @@ def _follow(bag: BagSummary, node: Child, player: Child, collector: Collector, c
                 stamps = ", ".join(f"{stamp * 1e-9:.6f}" for stamp in sorted(missing))
                 raise failure(node, f"did not answer {len(missing)} of {len(wanted)} keyframes ({stamps})")
             time.sleep(POLL_S)
+
+
+def _reason(node: Child, dropped: dict[str, int]) -> str:
+    """Why frames were dropped: what the node has logged, or else what the cause means."""
+    from fusionocc_ros.causes import CAUSES
+
+    logged = [line[line.index(DROP_LOGGED) :] for line in node.tail().splitlines() if DROP_LOGGED in line]
+    return logged[0] if logged else "; ".join(f"{cause}: {CAUSES.get(cause, '')}" for cause in dropped)
 
 
 def _write_results(

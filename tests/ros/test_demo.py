@@ -20,7 +20,7 @@ from rich.console import Console
 
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.structures import UNTRAINED
-from fusionocc_ros import demo, processes, requirements
+from fusionocc_ros import commands, demo, processes, requirements
 from fusionocc_ros.demo import DemoPlan
 from fusionocc_ros.processes import Processes, describe, failure
 
@@ -190,14 +190,37 @@ class TestErrors:
         with pytest.raises(ValueError, match="there is no LiDAR"):
             demo.demo(DemoPlan(data=blind.root, scene=None, out=tmp_path / "out"), Console())
 
+    @pytest.mark.parametrize(
+        ("logged", "reason"),
+        [
+            ("[WARN] [1.2] [occ]: frame dropped (bad_image): CAM: cut", r"\(frame dropped \(bad_image\): CAM: cut\)"),
+            ("loaded", r"\(too_few_cameras: fewer than sync.min_cameras .*\)"),
+        ],
+    )
+    def test_a_dropped_frame_ends_the_run_at_once(self, tmp_path, logged, reason):
+        program = "import sys, time; print(sys.argv[1], flush=True); time.sleep(60)"
+        bag = argparse.Namespace(keyframe_stamps_ns=(1, 2))
+        collector = argparse.Namespace(stamps_ns=lambda: {1}, dropped=dict)
+        with Processes(os.environ, tmp_path) as running:
+            node = running.start("node", [sys.executable, "-c", program, logged])
+            player = running.start("player", ["sleep", "60"])
+            assert wait_until(lambda: node.tail() == logged)
+            collector.dropped = lambda: {"too_few_cameras": 1}
+            with pytest.raises(ChildProcessError, match=f"node dropped a keyframe, which will get no answer {reason}"):
+                demo._follow(bag, node, player, collector, Console())
+
     @pytest.mark.slow
-    def test_a_frame_that_the_node_drops_is_reported_with_the_nodes_reason(self, tmp_path):
+    def test_a_frame_that_the_node_drops_is_reported_without_waiting(self, tmp_path, capsys):
         broken = write_tree(tmp_path / "d", scenes={"lot": 1})
-        picture = broken.file("CAM_BACK")
-        picture.write_bytes(picture.read_bytes()[:200])
-        plan = DemoPlan(data=broken.root, scene=None, out=tmp_path / "out", answer_timeout_s=4.0)
-        with pytest.raises(ChildProcessError, match=r"left keyframes unanswered \((.|\n)*frame dropped \(bad_image\)"):
-            demo.demo(plan, Console())
+        # Its start and end are those of a JPEG, so it goes into the bag; what is between cannot be decoded.
+        broken.file("CAM_BACK").write_bytes(b"\xff\xd8\xff\xda" + bytes(200) + b"\xff\xd9")
+        command = ["demo", "--data", str(broken.root), "--out", str(tmp_path / "out")]
+        began = time.monotonic()
+        assert commands.main(command) == 2
+        assert time.monotonic() - began < 0.2 * demo.ANSWER_TIMEOUT_S
+        errors = capsys.readouterr().err
+        assert "dropped a keyframe, which will get no answer (frame dropped (bad_image): CAM_BACK" in errors
+        assert "Traceback" not in errors
 
     @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
