@@ -224,8 +224,20 @@ def message_to_occupancy(message: SemanticOccupancy, *, frame: str = "ego") -> O
         frame: what header.frame_id means to the core: "ego" or "lidar".
 
     Raises:
-        ValueError: an encoding that is not handled, or arrays whose lengths do not fit the sizes.
+        ValueError: an encoding that is not handled, arrays whose lengths do not fit the sizes, or an origin that is
+            turned.
     """
+    q = message.origin.orientation
+    if not np.allclose(np.abs((q.x, q.y, q.z, q.w)), (0, 0, 0, 1), rtol=0, atol=1e-6):
+        raise ValueError(
+            f"SemanticOccupancy.origin.orientation is (x={q.x:g}, y={q.y:g}, z={q.z:g}, w={q.w:g}): expected the "
+            "identity (0, 0, 0, 1); a grid that is turned in its frame is not handled"
+        )
+    if len(message.class_colors) != 3 * len(message.class_names):
+        raise ValueError(
+            f"SemanticOccupancy.class_colors has {len(message.class_colors)} values for "
+            f"{len(message.class_names)} class_names; expected three (red, green, blue) a class"
+        )
     size = (message.voxel_size.x, message.voxel_size.y, message.voxel_size.z)
     shape = (message.size_x, message.size_y, message.size_z)
     origin = (message.origin.position.x, message.origin.position.y, message.origin.position.z)

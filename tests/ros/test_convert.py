@@ -474,6 +474,22 @@ def test_messages_that_do_not_fit_themselves_are_refused() -> None:
     sparse.encoding = SemanticOccupancy.ENCODING_RUN_LENGTH
     with pytest.raises(ValueError, match="encoding 2"):
         message_to_occupancy(sparse)
+    colors = occupancy_to_message(occupancy(), PROVENANCE, sparse=False)
+    colors.class_colors = colors.class_colors[:-3]
+    with pytest.raises(ValueError, match=r"class_colors has 9 values for 4 class_names; expected three"):
+        message_to_occupancy(colors)
+
+
+def test_a_grid_that_is_turned_is_refused_and_the_other_identity_is_not() -> None:
+    before = occupancy()
+    message = occupancy_to_message(before, PROVENANCE, sparse=False)
+    message.origin.orientation.w = -1.0
+    np.testing.assert_array_equal(message_to_occupancy(message).labels, before.labels)
+    message.origin.orientation.z = message.origin.orientation.w = 0.5**0.5
+    with pytest.raises(
+        ValueError, match=r"orientation is \(x=0, y=0, z=0\.707107, w=0\.707107\): expected the identity"
+    ):
+        message_to_occupancy(message)
 
 
 def test_voxels_as_a_cloud_have_centres_colours_and_labels() -> None:
