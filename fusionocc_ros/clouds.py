@@ -79,7 +79,12 @@ def _structure(layout: CloudLayout, name: str) -> np.dtype[np.void]:
     return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": layout.point_step})
 
 
-def _records(data: NDArray[np.uint8], layout: CloudLayout, name: str) -> NDArray[np.void]:
+def _check_layout(num_bytes: int, layout: CloudLayout, name: str) -> np.dtype[np.void]:
+    """The structure of a point, after checking that the bytes of a PointCloud2 hold what its layout says.
+
+    Raises:
+        DropFrame: no points; truncated; sizes or fields that contradict each other.
+    """
     row = layout.width * layout.point_step
     if layout.width == 0 or layout.height == 0:
         raise DropFrame(
@@ -92,13 +97,38 @@ def _records(data: NDArray[np.uint8], layout: CloudLayout, name: str) -> NDArray
             f"points a row need a row_step of at least {row}",
         )
     needed = layout.row_step * (layout.height - 1) + row
-    if len(data) < needed:
+    if num_bytes < needed:
         raise DropFrame(
             BAD_CLOUD,
-            f"{name}: PointCloud2.data has {len(data)} bytes, {layout.width}x{layout.height} points of "
+            f"{name}: PointCloud2.data has {num_bytes} bytes, {layout.width}x{layout.height} points of "
             f"{layout.point_step} bytes need {needed}: truncated",
         )
-    structure = _structure(layout, name)
+    return _structure(layout, name)
+
+
+def check_for_sensor_msgs_py(num_bytes: int, layout: CloudLayout, name: str) -> None:
+    """Refuse what sensor_msgs_py would fail on, or read wrongly.
+
+    Raises:
+        DropFrame: as for read_cloud; also padded rows and fields of unknown datatype, which read_cloud can read.
+    """
+    _check_layout(num_bytes, layout, name)
+    problem = ""
+    unknown = [field_name for field_name, _, datatype, _ in layout.fields if datatype not in DATATYPES]
+    if unknown:
+        problem = f"fields of unknown datatype ({', '.join(unknown)})"
+    elif layout.height > 1 and layout.row_step != layout.width * layout.point_step:
+        problem = f"padded rows (row_step {layout.row_step}, {layout.width} points of {layout.point_step} bytes)"
+    if problem:
+        raise DropFrame(
+            BAD_CLOUD,
+            f"{name}: PointCloud2 has {problem}, which sensor_msgs_py cannot read; set lidar.reader to builtin",
+        )
+
+
+def _records(data: NDArray[np.uint8], layout: CloudLayout, name: str) -> NDArray[np.void]:
+    structure = _check_layout(len(data), layout, name)
+    row = layout.width * layout.point_step
     rows = np.lib.stride_tricks.as_strided(data, (layout.height, row), (layout.row_step, 1))
     return np.ascontiguousarray(rows).reshape(-1).view(structure)
 

@@ -26,7 +26,15 @@ from fusionocc_core.structures import Occupancy
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros import pictures
 from fusionocc_ros.causes import BAD_CALIBRATION, BAD_ENCODING, DropFrame
-from fusionocc_ros.clouds import BeamLayout, Cloud, CloudLayout, points_from_records, read_cloud
+from fusionocc_ros.clouds import (
+    DATATYPES,
+    BeamLayout,
+    Cloud,
+    CloudLayout,
+    check_layout,
+    points_from_records,
+    read_cloud,
+)
 from fusionocc_ros.lenses import Calibration, Lens, choose_lens
 from fusionocc_ros.voxels import occupied_mask, packed_colors, surface_mask
 
@@ -132,13 +140,19 @@ def cloud_to_points(
         row_step=message.row_step,
         is_bigendian=message.is_bigendian,
     )
-    if reader == "sensor_msgs_py" and message.width and message.height:
-        from sensor_msgs_py import point_cloud2
-
-        records = point_cloud2.read_points(message)
+    if reader == "sensor_msgs_py":
+        records = _read_points(message, layout, name)
         return points_from_records(records, beams=beams, intensity_scale=intensity_scale, name=name)
     data = message_bytes(message.data)
     return read_cloud(data, layout, beams=beams, intensity_scale=intensity_scale, name=name)
+
+
+def _read_points(message: PointCloud2, layout: CloudLayout, name: str) -> NDArray[np.void]:
+    from sensor_msgs_py import point_cloud2
+
+    check_for_sensor_msgs_py(len(message.data), layout, name)
+    records: NDArray[np.void] = point_cloud2.read_points(message)
+    return records
 
 
 def transform_to_matrix(message: Any) -> NDArray[np.float64]:

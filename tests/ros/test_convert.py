@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import sys
 import time
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import cv2
@@ -350,7 +352,7 @@ def changed(**values: Any) -> PointCloud2:
     return message
 
 
-@pytest.mark.parametrize(
+BAD_CLOUDS = pytest.mark.parametrize(
     ("message", "cause", "text"),
     [
         (cloud(1, points(0)), "empty_cloud", "0x1: the sensor sent no points"),
@@ -363,10 +365,52 @@ def changed(**values: Any) -> PointCloud2:
         (changed(fields=[]), "bad_cloud", "its fields are none"),
     ],
 )
+
+
+@BAD_CLOUDS
 def test_clouds_that_cannot_be_read_say_why(message: PointCloud2, cause: str, text: str) -> None:
     with pytest.raises(DropFrame, match=f"lidar: .*{text}") as raised:
         read(message)
     assert raised.value.cause == cause
+
+
+@pytest.fixture
+def fake_sensor_msgs_py(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read_points that, like the real one, trusts its message."""
+
+    def read_points(message: PointCloud2) -> np.ndarray:
+        kinds = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 8: "<f8"}
+        names, offsets = [f.name for f in message.fields], [f.offset for f in message.fields]
+        formats = [kinds[f.datatype] for f in message.fields]
+        dtype = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": message.point_step})
+        return np.ndarray(shape=message.width * message.height, dtype=dtype, buffer=message.data)
+
+    package = ModuleType("sensor_msgs_py")
+    package.point_cloud2 = SimpleNamespace(read_points=read_points)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sensor_msgs_py", package)
+
+
+@BAD_CLOUDS
+@pytest.mark.usefixtures("fake_sensor_msgs_py")
+def test_clouds_are_checked_before_another_reader_gets_them(message: PointCloud2, cause: str, text: str) -> None:
+    with pytest.raises(DropFrame, match=f"lidar: .*{text}") as raised:
+        read(message, reader="sensor_msgs_py")
+    assert raised.value.cause == cause
+
+
+@pytest.mark.usefixtures("fake_sensor_msgs_py")
+def test_another_reader_is_not_given_fields_that_it_cannot_read() -> None:
+    message = cloud(1, points(10))
+    np.testing.assert_array_equal(read(message, reader="sensor_msgs_py").points, read(message).points)
+    message.fields = [*message.fields, PointField(name="extra", offset=16, datatype=99, count=1)]
+    assert len(read(message).points) == 10
+    with pytest.raises(DropFrame, match=r"lidar: .*unknown datatype \(extra\)") as raised:
+        read(message, reader="sensor_msgs_py")
+    assert raised.value.cause == "bad_cloud"
+    padded = changed(height=2, width=4, row_step=100)
+    assert len(read(padded).points) == 8
+    with pytest.raises(DropFrame, match=r"PointCloud2 has padded rows \(row_step 100, 4 points of 20 bytes\)"):
+        read(padded, reader="sensor_msgs_py")
 
 
 def test_causes_have_to_be_known() -> None:
