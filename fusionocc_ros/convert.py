@@ -27,11 +27,10 @@ from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros import pictures
 from fusionocc_ros.causes import BAD_CALIBRATION, BAD_ENCODING, DropFrame
 from fusionocc_ros.clouds import (
-    DATATYPES,
     BeamLayout,
     Cloud,
     CloudLayout,
-    check_layout,
+    check_for_sensor_msgs_py,
     points_from_records,
     read_cloud,
 )
