@@ -177,13 +177,12 @@ def _print_report(report: PlayReport) -> None:
     from rich.table import Table
 
     table = Table(title=f"played in {report.wall_s:.1f} s", title_justify="left")
-    for column in ("topic", "type"):
-        table.add_column(column)
+    table.add_column("topic, type", overflow="fold")  # whole on narrow terminals too
     for column in ("messages", "Hz", "subscribers"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for topic, sent in sorted(report.topics.items()):
         rate = sent.sent / report.wall_s if report.wall_s > 0 else 0.0
-        table.add_row(topic, sent.kind, str(sent.sent), f"{rate:.1f}", str(sent.subscribers))
+        table.add_row(f"{topic}\n  {sent.kind}", str(sent.sent), f"{rate:.1f}", str(sent.subscribers))
     console = Console()
     console.print(table)
     for topic, reason in report.skipped.items():

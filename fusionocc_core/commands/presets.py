@@ -21,32 +21,21 @@ def run(args: argparse.Namespace) -> int:
 
     from fusionocc_core.presets import list_presets, load_model
 
-    table = Table(title="Presets")
-    for column in (
-        "preset",
-        "parameters",
-        "picture",
-        "cameras",
-        "earlier pictures",
-        "earlier sweeps",
-        "grid",
-        "weights",
-    ):
-        table.add_column(column)
+    caption = "pictures: of at most so many cameras; earlier: keyframes of pictures + of sweeps"
+    table = Table(title="Presets", caption=caption)
+    table.add_column("preset", no_wrap=True)
+    for column in ("parameters", "pictures", "earlier", "voxels (ego)"):
+        table.add_column(column, overflow="fold")
     for name in list_presets():
         with torch.device("meta"):
             model = load_model(name)
-        config = model.config
-        inputs, grid = config.inputs, config.grid
+        inputs, grid = model.config.inputs, model.config.grid
         table.add_row(
             name,
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M",
-            f"{inputs.image_size[0]} x {inputs.image_size[1]}",
-            f"up to {inputs.num_cameras}",
-            str(inputs.camera_history),
-            str(inputs.lidar_history),
-            f"{' x '.join(map(str, grid.shape))} of {grid.voxel_size[0]:g} m, {grid.frame}",
-            model.card.trained_on,
+            f"{inputs.num_cameras} of {inputs.image_size[0]}x{inputs.image_size[1]}",
+            f"{inputs.camera_history} + {inputs.lidar_history}",
+            f"{'x'.join(map(str, grid.shape))}, {grid.voxel_size[0]:g} m",
         )
     Console().print(table)
     return 0

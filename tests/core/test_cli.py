@@ -62,3 +62,16 @@ def test_unknown_command_is_refused(capsys):
         cli.main(["nonsense"])
     assert stop.value.code == 2
     assert "invalid choice: 'nonsense'" in capsys.readouterr().err
+
+
+def test_presets_are_listed_whole_on_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["presets"]) == 0
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    assert rows == [
+        ["fusionocc-base", "109.09 M", "6 of 512x1408", "1 + 7", "200x200x16, 0.4 m"],
+        ["fusionocc-tiny", "13.75 M", "6 of 256x704", "0 + 2", "200x200x16, 0.4 m"],
+    ]

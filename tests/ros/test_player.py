@@ -27,11 +27,11 @@ from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
 from fusionocc_msgs.msg import SemanticOccupancy
-from fusionocc_ros import player
+from fusionocc_ros import commands, player
 from fusionocc_ros.bag import write_bag
 from fusionocc_ros.bag_reader import message_class, stamp_of
 from fusionocc_ros.playback import BagClock
-from fusionocc_ros.player import PlayOptions, play
+from fusionocc_ros.player import PlayOptions, PlayReport, TopicReport, play
 
 pytestmark = pytest.mark.ros
 
@@ -340,6 +340,23 @@ def test_bag_clock_holds_and_goes_on_from_there():
     assert 1_200_000_000 <= clock.now_ns() < 1_400_000_000
     time.sleep(0.002)
     assert clock.now_ns() >= 1_400_000_000
+
+
+def test_the_report_is_whole_on_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    topics = {
+        f"/cam_front_{side}/image_rect_compressed": TopicReport(kind="sensor_msgs/msg/CompressedImage", sent=123456)
+        for side in ("left", "right", "and_a_name_longer_than_the_terminal")
+    }
+    commands._print_report(PlayReport(topics=topics, wall_s=1000.0))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    first = "".join(line.split("│")[1].strip() for line in printed.splitlines() if "│" in line)
+    for topic, report in topics.items():
+        assert topic + report.kind in first
+    assert printed.count("123456") == 3
+    assert printed.count("123.5") == 3
 
 
 def test_command_line(bag, domain):
