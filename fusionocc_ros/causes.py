@@ -25,7 +25,7 @@ WORK_CAUSES: dict[str, str] = {
     NO_CAMERA_INFO: "a camera of the set has sent no CameraInfo",
     UNCALIBRATED: "K[0] (or P[0]) in CameraInfo is zero: the camera is not calibrated",
     DISTORTED: "the pictures are distorted and parameter `distortion` refuses that, or the model is not handled",
-    BAD_CALIBRATION: "CameraInfo contradicts itself or the picture (size, binning, stereo offset)",
+    BAD_CALIBRATION: "CameraInfo is not finite, or contradicts itself or the picture (size, binning, stereo offset)",
     BAD_ENCODING: "the encoding of an Image or the format of a CompressedImage is not handled",
     BAD_IMAGE: "a picture is truncated, empty, or shorter than its header says",
     BAD_CLOUD: "a PointCloud2 lacks x, y or z, is truncated, or has fields that cannot be read",

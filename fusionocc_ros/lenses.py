@@ -53,20 +53,26 @@ def choose_lens(calibration: Calibration, *, size: tuple[int, int], policy: str,
         name: the camera, for messages.
 
     Raises:
-        DropFrame: uncalibrated, distorted where that is refused, or contradictory.
+        DropFrame: uncalibrated, not finite, distorted where that is refused, or contradictory.
         ValueError: an unknown policy.
     """
     if policy not in DISTORTION_POLICIES:
         raise ValueError(f"distortion: {policy!r} is not one of {', '.join(DISTORTION_POLICIES)}")
     matrix = _rectified(calibration, name) if policy == RECTIFIED else calibration.k
     which = "P" if policy == RECTIFIED else "K"
-    if not (np.isfinite(matrix).all() and matrix[0, 0] > 0 and matrix[1, 1] > 0):
+    distortion = calibration.distortion if policy != RECTIFIED and any(calibration.distortion) else ()
+    if not (np.isfinite(matrix).all() and np.isfinite(distortion).all()):
+        raise DropFrame(
+            BAD_CALIBRATION,
+            f"{name}: CameraInfo has numbers that are not finite: {which}={matrix.reshape(-1).tolist()}, "
+            f"D={list(distortion)}; calibrate the camera (camera_calibration), or give its intrinsics in rig_file",
+        )
+    if not (matrix[0, 0] > 0 and matrix[1, 1] > 0):
         raise DropFrame(
             UNCALIBRATED,
             f"{name}: CameraInfo is uncalibrated: {which}[0]={matrix[0, 0]:g}, fy={matrix[1, 1]:g}; expected focal "
             "lengths in pixels: calibrate the camera (camera_calibration), or give its intrinsics in rig_file",
         )
-    distortion = calibration.distortion if policy != RECTIFIED and any(calibration.distortion) else ()
     if distortion and policy == REFUSE:
         raise DropFrame(
             DISTORTED,

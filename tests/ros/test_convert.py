@@ -208,7 +208,10 @@ def test_distortion_is_refused_handed_on_or_left_behind() -> None:
     ("changes", "policy", "cause", "text"),
     [
         ({"k": [0.0] * 9}, "refuse", "uncalibrated", r"K\[0\]=0"),
-        ({"k": [float("nan")] * 9}, "refuse", "uncalibrated", r"K\[0\]=nan"),
+        ({"k": [float("nan")] * 9}, "refuse", "bad_calibration", r"not finite: K=\[nan"),
+        ({"p": [float("inf")] + [0.0] * 11}, "rectified", "bad_calibration", r"not finite: P=\[inf"),
+        ({"d": [0.1, float("nan"), 0, 0, 0]}, "undistort", "bad_calibration", r"not finite: .*D=\[0\.1, nan"),
+        ({"d": [float("-inf"), 0, 0, 0, 0]}, "refuse", "bad_calibration", r"D=\[-inf"),
         ({"p": [0.0] * 12}, "rectified", "uncalibrated", r"P\[0\]=0"),
         ({"p": [50.0, 0, 32, -6.0, 0, 50.0, 18, 0, 0, 0, 1.0, 0]}, "rectified", "bad_calibration", r"P\[3\]=-6"),
         ({"r": [0.0, 1, 0, -1, 0, 0, 0, 0, 1]}, "rectified", "bad_calibration", "stereo"),
