@@ -78,23 +78,27 @@ class WorkCounters:
 class Throttle:
     """Lets a message of each kind through once in a while, so that a broken sensor does not flood the log.
 
+    Safe to use from several threads.
+
     Args:
         period_s: time between two messages of a kind.
     """
 
     def __init__(self, period_s: float) -> None:
         self._period_s = period_s
+        self._lock = threading.Lock()
         self._last: dict[str, float] = {}
         self._held: Counter[str] = Counter()
 
     def __call__(self, kind: str, message: str) -> str | None:
         """The message, with how many of its kind were held back before it; None where it is held back itself."""
         now = time.monotonic()
-        if now - self._last.get(kind, -self._period_s) < self._period_s:
-            self._held[kind] += 1
-            return None
-        self._last[kind] = now
-        held = self._held.pop(kind, 0)
+        with self._lock:
+            if now - self._last.get(kind, -self._period_s) < self._period_s:
+                self._held[kind] += 1
+                return None
+            self._last[kind] = now
+            held = self._held.pop(kind, 0)
         return f"{message} ({held} more like this since the last report)" if held else message
 
 

@@ -35,10 +35,13 @@ class LatestWorker(Generic[Item]):
             return len(self._slot) + self._busy
 
     def offer(self, item: Item) -> None:
-        """Put an item into the slot; one that still waits there is overtaken."""
+        """Put an item into the slot; one that still waits there is overtaken. After ``stop`` the item itself is."""
         with self._changed:
-            old, self._slot = self._slot, [item]
-            self._changed.notify_all()
+            if self._stopping:
+                old = [item]
+            else:
+                old, self._slot = self._slot, [item]
+                self._changed.notify_all()
         for waiting in old:
             self._overtaken(waiting)
 

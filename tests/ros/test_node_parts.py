@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -127,9 +129,15 @@ def test_a_stopped_worker_gives_back_what_waits_and_says_whether_it_is_still_at_
     worker.offer(1)
     worker.stop()
     assert overtaken == [1]
+    worker.offer(2)
+    assert overtaken == [1, 2]
+    assert worker.in_hand == 1
     assert not worker.join(0.05)
     go.set()
     assert worker.join(5)
+    worker.offer(3)
+    assert overtaken == [1, 2, 3]
+    assert worker.in_hand == 0
 
 
 # ---- work ------------------------------------------------------------------------------------------------------------
@@ -380,6 +388,23 @@ def test_throttled_messages_come_with_how_many_were_held_back(monkeypatch: pytes
     assert throttle("a", "later") == "later (3 more like this since the last report)"
     now[0] += 5
     assert throttle("a", "at last") == "at last"
+
+
+def test_of_messages_from_several_threads_one_gets_through_and_the_others_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fusionocc_ros.diagnostics.time.monotonic", lambda: 100.0)
+    throttle = Throttle(5.0)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            through = list(pool.map(lambda _: throttle("a", "text"), range(20_000)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert [t for t in through if t is not None] == ["text"]
+    monkeypatch.setattr("fusionocc_ros.diagnostics.time.monotonic", lambda: 105.0)
+    assert throttle("a", "text") == "text (19999 more like this since the last report)"
 
 
 def test_the_shipped_profile_gives_way_to_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
