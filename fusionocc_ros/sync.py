@@ -42,8 +42,10 @@ SYNC_CAUSES: dict[str, str] = {
 
 RESTART_GAP_NS = 300 * MS
 """A repeated or older stamp that comes this long after the last sweep is a restart (a bag of one keyframe, looped)."""
+RESTART_INTERVALS = 3
+"""It must also come after so many of the LiDAR's own intervals: a slow LiDAR may repeat a message, or send it late."""
 PACE_SAMPLES = 8
-"""Intervals between pictures from which a camera's pace is taken."""
+"""Intervals from which a camera's, or the LiDAR's, pace is taken."""
 PACE_MARGIN = 0.9
 """The next picture is expected no earlier than this share of the shortest recent interval."""
 
@@ -209,6 +211,8 @@ class LidarAnchoredSync(Generic[Item]):
         self._pending: deque[_Pending[Item]] = deque()
         self._last_stamp_ns = 0
         self._last_arrival_ns = 0
+        self._intervals_ns: deque[int] = deque(maxlen=PACE_SAMPLES)
+        """Between arrivals of sweeps, since the stamps last jumped back."""
 
     @property
     def pending(self) -> int:
@@ -245,10 +249,13 @@ class LidarAnchoredSync(Generic[Item]):
         """Take in a sweep; returns the sets that are ready, oldest first."""
         now = self._clock()
         self.counters.received += 1
+        epoch = self.epoch
         cause = self._refuse(stamp_ns, now)
         if cause is not None:
             self.counters.dropped[cause] += 1
             return self.poll()
+        if self._last_stamp_ns and self.epoch == epoch:
+            self._intervals_ns.append(now - self._last_arrival_ns)
         self._last_stamp_ns, self._last_arrival_ns = stamp_ns, now
         self._pending.append(_Pending(stamp_ns=stamp_ns, item=item, arrived_ns=now))
         if len(self._pending) > self.config.max_pending:
@@ -272,6 +279,7 @@ class LidarAnchoredSync(Generic[Item]):
         self._drop_pending(STOPPED)
         self._streams = {name: _Stream() for name in self._streams}
         self._last_stamp_ns = 0
+        self._intervals_ns.clear()
         self.epoch += 1
 
     def waited_for(self, camera: str) -> bool:
@@ -284,7 +292,8 @@ class LidarAnchoredSync(Generic[Item]):
             return ZERO_STAMP
         if stamp_ns > self._last_stamp_ns:
             return None
-        restarted = now - self._last_arrival_ns >= RESTART_GAP_NS
+        pace_ns = sorted(self._intervals_ns)[len(self._intervals_ns) // 2] if self._intervals_ns else 0
+        restarted = now - self._last_arrival_ns >= max(RESTART_GAP_NS, RESTART_INTERVALS * pace_ns)
         if restarted or self._last_stamp_ns - stamp_ns > self.config.jump_back_ns:
             self._jump_back(stamp_ns)
             return None
@@ -292,6 +301,7 @@ class LidarAnchoredSync(Generic[Item]):
 
     def _jump_back(self, stamp_ns: int) -> None:
         self._drop_pending(TIME_JUMP)
+        self._intervals_ns.clear()
         # Cameras may have jumped before the LiDAR did: their pictures lie near the new stamp and are kept.
         boundary = max((stamp_ns + self._last_stamp_ns) // 2, stamp_ns + self.config.tolerance_ns)
         for camera, stream in self._streams.items():

@@ -244,6 +244,23 @@ def test_zero_duplicate_and_late_sweeps_are_dropped_under_their_names() -> None:
     assert_ledger(sync)
 
 
+@pytest.mark.parametrize(("older_ms", "cause"), [(0, DUPLICATE), (150, OUT_OF_ORDER)])
+def test_a_slow_lidar_that_repeats_its_messages_does_not_start_anew_each_time(older_ms: int, cause: str) -> None:
+    sync, clock = make(min_cameras=0)
+    for k in range(10):
+        sync.add_sweep(START + k * 500 * MS, k)
+        clock.now += 350 * MS
+        if k:  # its pace is not known before
+            sync.add_sweep(START + (k * 500 - older_ms) * MS, k)
+        clock.now += 150 * MS
+    assert sync.counters.dropped == {cause: 9}
+    assert (sync.epoch, sync.counters.resets, sync.counters.released) == (0, 0, 10)
+    clock.now += S
+    sync.add_sweep(START + 9 * 500 * MS, "again")
+    assert (sync.epoch, sync.counters.resets) == (1, 1)
+    assert_ledger(sync)
+
+
 def test_zero_and_duplicate_pictures_are_counted() -> None:
     sync, _ = make()
     for stamp in (0, START, START):
