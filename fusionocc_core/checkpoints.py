@@ -7,6 +7,7 @@ network (``models/<network>_official.py``).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -73,6 +74,9 @@ def save_model(model: SavableModel, path: str | Path, *, card: ModelCard | None 
         model: A network, on any device.
         path: Where to write; by habit ending in .safetensors.
         card: What to say about the weights; the network's own card by default.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     path = Path(path)
     card = card or model.card
@@ -90,8 +94,12 @@ def save_model(model: SavableModel, path: str | Path, *, card: ModelCard | None 
         save_file(state, partial, metadata=metadata)
         partial.chmod(usual_mode)
         partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise OSError(f"{path}: cannot be written: {reason}; choose a folder that exists and is writable") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # nothing could be written there: the error above says so
+            partial.unlink(missing_ok=True)
 
 
 def is_model_file(path: Path) -> bool:

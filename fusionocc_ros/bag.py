@@ -28,6 +28,7 @@ import numpy as np
 
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.data.nuscenes_tables import SensorRecord
+from fusionocc_core.viz.export import make_output_folder
 from fusionocc_ros import bag_messages
 from fusionocc_ros.bag_messages import BASE_FRAME, MAP_FRAME, MessageMaker, Trajectory, sensor_frame
 from fusionocc_ros.requirements import require
@@ -123,7 +124,7 @@ def write_bag(
     scene = choose_scene(frames.scenes, scene)
     records = _select(frames, scene, keyframes_only, most_keyframes)
     _check_files(records, scene)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_output_folder(out.parent)
     try:
         with _SceneWriter(out, storage, records, raw) as writer:
             for record in progress(records):

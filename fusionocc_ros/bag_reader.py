@@ -33,6 +33,11 @@ class Bag:
             raise FileNotFoundError(
                 f"{path}: no such bag; expected a folder with metadata.yaml, an .mcap or a .db3 file"
             )
+        if path.is_dir() and not (path / "metadata.yaml").is_file():
+            raise FileNotFoundError(
+                f"{path}: no bag, since the folder has no metadata.yaml; name the folder that has it, or an .mcap or "
+                ".db3 file (a recording that was broken off: ros2 bag reindex)"
+            )
         self._refused = (ReaderError, OSError)
         self.path = path
         try:

@@ -146,7 +146,9 @@ def simulated_street(out: Path, keyframes: int | None, console: Console) -> Path
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fusionocc_core.simulation import SimulationConfig, generate
+    from fusionocc_core.viz.export import make_output_folder
 
+    make_output_folder(out)
     config = SimulationConfig(scenes=1, keyframes=keyframes or SIMULATED_KEYFRAMES)
     root = out / f"street-{config.keyframes}"
     columns = (TextColumn("simulating a street"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -165,13 +167,14 @@ def demo(plan: DemoPlan, console: Console) -> Summary:
         ValueError: a data set that cannot be played.
     """
     from fusionocc_core.data.nuscenes import NuScenesFrames
+    from fusionocc_core.viz.export import make_output_folder
     from fusionocc_ros.bag import choose_scene
 
     frames = NuScenesFrames(plan.data, version=plan.version)
     scene = choose_scene(frames.scenes, plan.scene or frames.scenes[0])
     if frames.lidar is None:
         raise ValueError(f"{plan.data}: there is no LiDAR, and every answer belongs to a sweep")
-    plan.out.mkdir(parents=True, exist_ok=True)
+    make_output_folder(plan.out)
     bag = _write_bag(plan, scene)
     settings = _write_parameters(plan, frames)
     answers = _play(plan, bag, settings, console)

@@ -32,6 +32,18 @@ def result_paths(folder: Path, scene: str, stamp_ns: int) -> ResultPaths:
     return ResultPaths(volume=stem.with_name(f"{stem.name}.npz"), picture=stem.with_name(f"{stem.name}.png"))
 
 
+def make_output_folder(folder: Path) -> None:
+    """Make the folder that a command's option ``--out`` names, with those above it; it may be there already.
+
+    Raises:
+        OSError: it cannot be made; the message names the option.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--out {folder}: cannot be created: {error.strerror}; choose a writable folder") from error
+
+
 def results_in(folder: Path) -> list[Path]:
     """The volumes and pictures of every scene under a folder of results; nothing else that lies there."""
     return [path for path in folder.glob("*/[0-9]*") if _is_result(path)]

@@ -360,3 +360,14 @@ def test_others_may_read_the_file(saved):
     ordinary = saved.with_name("ordinary")
     ordinary.touch()
     assert stat.S_IMODE(saved.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
+
+
+@pytest.mark.parametrize(("folder", "reason"), [("absent", "No such file"), ("file", "Not a directory")])
+def test_a_place_that_cannot_be_written_is_named_as_the_caller_knows_it(model, tmp_path, folder, reason):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / folder / "mine.safetensors"
+    with pytest.raises(
+        OSError, match=rf"^{path}: cannot be written: {reason}.*; choose a folder that exists"
+    ) as raised:
+        save_model(model, path)
+    assert ".part" not in str(raised.value)

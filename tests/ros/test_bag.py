@@ -223,6 +223,11 @@ class TestErrors:
             write_bag(tree.root, tmp_path / "b", scene="scene-0103")
         assert (tmp_path / "b" / "precious").exists()
 
+    def test_output_that_cannot_be_made(self, tree, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OSError, match=r"--out .*file/a: cannot be created: .*; choose a writable folder"):
+            write_bag(tree.root, tmp_path / "file" / "a" / "b", scene="scene-0103")
+
     def test_missing_files_are_named_before_anything_is_written(self, tmp_path):
         broken = write_tree(tmp_path / "d", scenes={"lot": 2}, cameras={"CAM_FRONT": 0.0}, sweeps=1)
         sweep = next((broken.root / "sweeps" / "CAM_FRONT").iterdir())
@@ -270,6 +275,8 @@ class TestErrors:
     def test_reading_what_is_no_bag(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no such bag"):
             Bag(tmp_path / "none")
+        with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no bag, .* has no metadata\.yaml; name the folder"):
+            Bag(tmp_path)
         (tmp_path / "metadata.yaml").write_text("{}")
         with pytest.raises(ValueError, match="cannot be read as a rosbag2"), Bag(tmp_path):
             pass

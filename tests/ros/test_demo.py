@@ -180,6 +180,14 @@ class TestErrors:
             demo.demo(DemoPlan(data=tree.root, scene="roads", out=tmp_path), Console())
         assert not (tmp_path / "logs").exists()
 
+    def test_output_that_cannot_be_made(self, tree, tmp_path):
+        (tmp_path / "file").write_text("")
+        out = tmp_path / "file" / "out"
+        with pytest.raises(OSError, match=r"--out .*out: cannot be created: Not a directory; choose a writable folder"):
+            demo.demo(DemoPlan(data=tree.root, scene="lot", out=out), Console())
+        with pytest.raises(OSError, match=r"--out .*out: cannot be created"):
+            demo.simulated_street(out, 1, Console())
+
     def test_packages_that_are_missing_are_named_with_their_install_line(self, tree, tmp_path, monkeypatch):
         monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == "rosbags" else object())
         with pytest.raises(ModuleNotFoundError, match=r'not installed: rosbags \(pip install "rosbags=='):
