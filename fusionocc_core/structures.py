@@ -81,8 +81,8 @@ class LidarSweep:
         bad = ~np.isfinite(p).all(axis=1)
         if bad.any():
             raise ValueError(
-                f"LidarSweep.points: {int(bad.sum())} of {len(p)} points are not finite; drop them before "
-                "(fusionocc_ros does, and counts them)"
+                f"LidarSweep.points: {int(bad.sum())} of {len(p)} points are not finite; leave them "
+                "out: points[np.isfinite(points).all(axis=1)]"
             )
         check_rigid("LidarSweep: lidar2ego", self.lidar2ego)
         check_rigid("LidarSweep: ego2global", self.ego2global)
