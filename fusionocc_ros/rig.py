@@ -56,6 +56,8 @@ def load_rig(path: str | Path) -> Rig:
         ValueError: not of the form above; names the file, the entry and what was expected.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"rig_file: there is no file {path.absolute()}")
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

@@ -326,7 +326,7 @@ def test_a_rig_file_that_cannot_be_used_says_where_and_why(tmp_path: Path, conte
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
     with pytest.raises(ValueError, match=text):
         load_rig(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"rig_file: there is no file .*none\.yaml"):
         load_rig(tmp_path / "none.yaml")
 
 
