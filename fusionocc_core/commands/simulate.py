@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="NAME:SEVERITY",
-        help="spoil what the sensors deliver, such as fog:3 (1 to 5); may be repeated; a wrong name is answered with all",
+        help="spoil what the sensors deliver, such as fog:3; may be repeated; a wrong name is answered with all",
     )
     parser.set_defaults(run=run)
 

@@ -157,7 +157,7 @@ def house(rng: np.random.Generator, district: District, width: float, depth: flo
     gables = [[(x, 0, top), (x, d, top), (x, d / 2, ridge - 0.1), (x, d / 2, ridge - 0.1)] for x in (0.0, w)]
     parts.append(quads(gables, Material.CONCRETE, tint))
     porch = float(rng.uniform(0.2, 0.6)) * w
-    parts.append(box((3.0, 1.6, 0.15), Material.ROOF, roof_tint, (porch, -0.8, 2.7)))
+    parts.append(box((3.0, 1.6, 0.15), Material.METAL, roof_tint, (porch, -0.8, 2.7)))
     parts += [tube((porch + dx, -1.4, 0), (porch + dx, -1.4, 2.7), 0.08, Material.METAL) for dx in (-1.3, 1.3)]
     parts.append(box((0.9, 0.9, 1.5), Material.BRICK, center=(0.25 * w, 0.4 * d, ridge)))
     return join(parts)

@@ -185,7 +185,7 @@ def _open_map(
     up /= np.maximum(np.linalg.norm(up, axis=1, keepdims=True), F32(1e-6))
     blocked = snapshot.blocked(points, up.astype(F32), reach=_AO_REACH)
     small.reshape(-1)[hit[blocked]] = 0.0
-    soft = cv2.blur(small, (5, 5))
+    soft = cv2.blur(small, (7, 7))
     wide = cv2.resize(soft, (size[1], size[0]), interpolation=cv2.INTER_LINEAR).reshape(-1)
     return F32(0.25) + F32(0.75) * wide
 

@@ -11,6 +11,8 @@ from fusionocc_core.simulation.mesh import Color, Mesh, join, quads, triangles
 from fusionocc_core.simulation.paths import Centreline
 from fusionocc_core.simulation.plan import KERB_HEIGHT, KERB_WIDTH, Crossing, StreetPlan
 
+CORNER_RISE = 0.006
+"""Paved corners lie this much above the yards that they may overlap, metres."""
 MARK_Z = 0.004
 """Paint lies this high on the asphalt, metres."""
 WHITE_PAINT: Color = (0.95, 0.95, 0.93)
@@ -168,8 +170,9 @@ def _corner(plan: StreetPlan, crossing: Crossing, sign: int, side: int) -> list[
     def arc(radius: float, z: float) -> np.ndarray:
         return world(cx - sign * radius * np.cos(angle), cy - side * radius * np.sin(angle), z)
 
-    bottom, rim, inner = arc(r, 0.0), arc(r, KERB_HEIGHT), arc(r - KERB_WIDTH, KERB_HEIGHT)
-    middle = np.broadcast_to(world(np.array([cx]), np.array([cy]), KERB_HEIGHT), inner[1:].shape)
+    top = KERB_HEIGHT + CORNER_RISE
+    bottom, rim, inner = arc(r, 0.0), arc(r, top), arc(r - KERB_WIDTH, top)
+    middle = np.broadcast_to(world(np.array([cx]), np.array([cy]), top), inner[1:].shape)
     fan = np.stack([middle, inner[:-1], inner[1:]], axis=1)
 
     def skirt(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -178,7 +178,7 @@ def _write_occupancy(
     lidar2street = ego2street @ stage.rig.lidar.lidar2ego
     dense = truth.voxelise(stage.samples, things, inverse(lidar2street), SURROUNDOCC_GRID)
     occupied = np.argwhere(dense != truth.FREE)
-    rows = np.concatenate([occupied, dense[tuple(occupied.T)][:, None]], axis=1).astype(np.int32)
+    rows = np.concatenate([occupied, dense[tuple(occupied.T)][:, None]], axis=1).astype(np.int16)
     stamp = scene_clock(stage.config, stage.scene)[keyframe].lidar_us
     cloud = file_name(stage, "samples", stage.rig.lidar.name, stamp, ".pcd.bin").rsplit("/", 1)[1]
     files.add_array(f"surroundocc/samples/{cloud}.npy", rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -103,12 +104,15 @@ def cross(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floati
     return out
 
 
+_PROJECTED = np.array([[1, 2], [0, 2], [0, 1]])
+
+
 def planar_uv(corners: NDArray[np.floating]) -> NDArray[np.float32]:
     """Texture coordinates (T, 3, 2) by projection along the axis nearest to each triangle's normal."""
     normal = np.abs(cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
     axis = normal.argmax(axis=1)
-    pairs = np.array([[1, 2], [0, 2], [0, 1]])[axis]
-    return np.take_along_axis(corners, pairs[:, None, :].repeat(3, axis=1), axis=2).astype(np.float32)
+    rows, points = np.arange(len(corners))[:, None, None], np.arange(3)[None, :, None]
+    return np.asarray(corners[rows, points, _PROJECTED[axis][:, None]], np.float32)
 
 
 def triangles(corners: ArrayLike, material: Material, tint: Color = WHITE, uv: ArrayLike | None = None) -> Mesh:
@@ -161,6 +165,40 @@ def loft(
     return join(parts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TubeTemplate:
+    """Corners (T, 3) of a tube: along the axis (0 or 1), away from it (0 or 1), around it (radians); how it is lit."""
+
+    along: NDArray[np.float32]
+    away: NDArray[np.float32]
+    around: NDArray[np.float32]
+    lit: NDArray[np.float32]
+    """(T,) direction around the axis of the shading normal; NaN: the triangle's own."""
+
+
+@lru_cache(maxsize=64)
+def _tube_template(sides: int, caps: bool) -> _TubeTemplate:
+    step = 2 * np.pi / sides
+    along, away, around, lit = [], [], [], []
+    for k in range(sides):
+        a, b = k * step, (k + 1) * step
+        along += [(0, 1, 1), (0, 1, 0)]
+        away += [(1, 1, 1)] * 2
+        around += [(a, a, b), (a, b, b)]
+        lit += [(k + 0.5) * step] * 2
+    for end in (0, 1) if caps else ():
+        along += [(end,) * 3] * sides
+        away += [(0, 1, 1)] * sides
+        around += [(0.0, k * step, (k + 1) * step) for k in range(sides)]
+        lit += [np.nan] * sides
+    return _TubeTemplate(
+        along=np.array(along, np.float32),
+        away=np.array(away, np.float32),
+        around=np.array(around, np.float32),
+        lit=np.array(lit, np.float32),
+    )
+
+
 def tube(
     start: Sequence[float],
     end: Sequence[float],
@@ -173,21 +211,20 @@ def tube(
     caps: bool = True,
 ) -> Mesh:
     """A cylinder or cone between two points."""
-    a, b = np.asarray(start, float), np.asarray(end, float)
-    axis = (b - a) / max(float(np.linalg.norm(b - a)), 1e-9)
-    helper = np.array([1.0, 0, 0]) if abs(axis[0]) < 0.9 else np.array([0, 1.0, 0])
-    e1 = np.cross(axis, helper)
-    e1 /= np.linalg.norm(e1)
-    e2 = np.cross(axis, e1)
-    angle = 2 * np.pi * np.arange(sides) / sides
-    circle = np.cos(angle)[:, None] * e1 + np.sin(angle)[:, None] * e2
+    a, b = np.asarray(start, np.float32), np.asarray(end, np.float32)
+    length = max(float(np.linalg.norm(b - a)), 1e-6)
+    axis = (b - a) / length
+    flat = float(np.hypot(axis[0], axis[1]))
+    e1 = np.array([-axis[1] / flat, axis[0] / flat, 0] if flat > 1e-3 else [1, 0, 0], np.float32)
+    e2 = cross(axis[None], e1[None])[0]
+    form = _tube_template(sides, caps)
     last = radius if end_radius is None else end_radius
-    mesh = loft(np.stack([a + radius * circle, b + last * circle]), material, tint, caps=caps)
-    around = np.repeat(np.stack([angle, np.roll(angle, -1)]).mean(axis=0), 2)
-    soft = np.cos(around)[:, None] * e1 + np.sin(around)[:, None] * e2
-    normal = mesh.soft_normal.copy()
-    normal[: 2 * sides] = soft
-    return replace(mesh, soft_normal=normal)
+    reach = form.away * (radius + form.along * (last - radius))
+    x, y = (reach * np.cos(form.around))[..., None], (reach * np.sin(form.around))[..., None]
+    corners = a + form.along[..., None] * (b - a) + x * e1 + y * e2
+    uv = np.stack([form.around * radius, form.along * length], axis=-1)
+    lit = np.nan_to_num(np.cos(form.lit))[:, None] * e1 + np.nan_to_num(np.sin(form.lit))[:, None] * e2
+    return replace(triangles(corners, material, tint, uv), soft_normal=lit.astype(np.float32))
 
 
 def wheel(x: float, y: float, radius: float, width: float, *, rim: Color = (0.6, 0.6, 0.62), sides: int = 14) -> Mesh:
@@ -210,20 +247,28 @@ def lump(
     sides: int = 10,
 ) -> Mesh:
     """An ellipsoid with random bumps (a fraction ``roughness`` of its radii)."""
-    lat = np.pi * (np.arange(rings + 1) / rings - 0.5)
-    lon = 2 * np.pi * np.arange(sides) / sides
+    unit, which = _ball_template(rings, sides)
     grow = 1 + roughness * rng.uniform(-1, 1, (rings + 1, sides))
     grow[0], grow[-1] = grow[0].mean(), grow[-1].mean()
-    unit = np.stack(
-        [np.outer(np.cos(lat), np.cos(lon)), np.outer(np.cos(lat), np.sin(lon)), np.outer(np.sin(lat), np.ones(sides))],
-        axis=-1,
-    )
-    mesh = loft(unit * grow[..., None], material, tint, caps=False)
-    corners = mesh.corners * np.asarray(radii, np.float32)
+    vertices = (unit * grow.reshape(-1, 1) * np.asarray(radii)).astype(np.float32)
+    corners = vertices[which]
     soft = corners.mean(axis=1)
     soft /= np.maximum(np.linalg.norm(soft, axis=1, keepdims=True), 1e-6)
     corners = corners + np.asarray(center, np.float32)
-    return replace(mesh, corners=corners, uv=planar_uv(corners), soft_normal=soft.astype(np.float32))
+    return replace(triangles(corners, material, tint), soft_normal=soft)
+
+
+@lru_cache(maxsize=64)
+def _ball_template(rings: int, sides: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Vertices ((rings + 1) * sides, 3) of a unit ball and the corners (T, 3) of its triangles."""
+    lat = np.pi * (np.arange(rings + 1) / rings - 0.5)
+    lon = 2 * np.pi * np.arange(sides) / sides
+    circle = np.stack([np.cos(lon), np.sin(lon), np.zeros(sides)], axis=-1)
+    unit = np.cos(lat)[:, None, None] * circle + np.sin(lat)[:, None, None] * np.array([0.0, 0.0, 1.0])
+    row, column = np.mgrid[0:rings, 0:sides]
+    here, beside = row * sides + column, row * sides + (column + 1) % sides
+    square = np.stack([here, here + sides, beside + sides, beside], axis=-1).reshape(-1, 4)
+    return unit.reshape(-1, 3), square[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
 
 
 def sample_surface(

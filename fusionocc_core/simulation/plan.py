@@ -12,7 +12,7 @@ from fusionocc_core.simulation.paths import Centreline, SpeedProfile, draw_speed
 
 BEHIND, AHEAD = 110.0, 140.0
 """How far the built street reaches behind the ego's start and ahead of its end, metres."""
-KERB_WIDTH, KERB_HEIGHT = 0.15, 0.15
+KERB_WIDTH, KERB_HEIGHT = 0.15, 0.12
 KINDS = ("straight", "curve", "crossing")
 
 

@@ -164,7 +164,7 @@ class _Crowd:
             return True
         return False
 
-    def _in_yard(self, category: str, mesh: Mesh) -> None:
+    def _in_yard(self, category: str, mesh: Mesh, attribute: str = PARKED) -> None:
         """On the ground in front of the houses: the last resort for a class that must occur."""
         side = int(self.rng.choice([1, -1]))
         length, width = (float(np.ptp(mesh.corners[..., axis])) for axis in (0, 1))
@@ -175,7 +175,7 @@ class _Crowd:
         at = self.near[0] if s is None else s
         d = max(self.plan.yard_start(side), self.plan.sidewalk_band(side)[1]) + width / 2 + 0.3
         self.slots.block(band_name("front", side), at - length / 2 - 1, at + length / 2 + 1)
-        self.add(category, mesh, self.pose(at, side * d, z=KERB_HEIGHT), PARKED)
+        self.add(category, mesh, self.pose(at, side * d, z=KERB_HEIGHT), attribute)
 
     def _lanes(self) -> list[tuple[str, int]]:
         """Lanes with free flow: (direction, lane)."""
@@ -245,19 +245,32 @@ class _Crowd:
                 self.add(category, make(rng, rider=False), pose, WITHOUT_RIDER)
                 placed += 1
             for _ in range(int(rng.integers(1, 4)) + (2 if placed == 0 else 0)):
-                forward = rng.random() < 0.5
-                side = plan.ego_side if forward else -plan.ego_side
-                speed = float(rng.uniform(3.0, 5.5)) * (1 if forward else -1)
-                band = band_name("edge", side)
-                start = self.slots.claim(rng, band, 5.0, (-30.0, plan.travelled + 50.0))
-                own_lane = forward and plan.ego_lane == plan.lanes - 1
-                if start is None or side == self.zone_side or own_lane:
-                    start = float(rng.uniform(0, plan.travelled + 20))
-                    offset, z, speed = side * (plan.half_width + 2.0), KERB_HEIGHT, speed * 0.6
-                else:
-                    offset, z = side * (plan.half_width - plan.parking - 0.45), 0.0
-                motion = Following(line=plan.line, start=start, offset=offset, speed=speed, z=z)
-                self.add(category, make(rng, rider=True), motion, WITH_RIDER)
+                motion = self._ride()
+                if motion is not None:
+                    self.add(category, make(rng, rider=True), motion, WITH_RIDER)
+                    placed += 1
+            if placed == 0:
+                self._in_yard(category, make(rng, rider=False), WITHOUT_RIDER)
+
+    def _ride(self) -> Following | None:
+        """At the edge of the road, or beside it where the edge belongs to the ego or to a work zone; None: no room."""
+        plan, rng = self.plan, self.rng
+        for _ in range(6):
+            forward = rng.random() < 0.5
+            side = plan.ego_side if forward else -plan.ego_side
+            speed = float(rng.uniform(3.0, 5.5)) * (1 if forward else -1)
+            own_lane = forward and plan.ego_lane == plan.lanes - 1
+            if side != self.zone_side and not own_lane:
+                start = self.slots.claim(rng, band_name("edge", side), 5.0, (-30.0, plan.travelled + 50.0))
+                if start is not None:
+                    offset = side * (plan.half_width - plan.parking - 0.45)
+                    return Following(line=plan.line, start=start, offset=offset, speed=speed)
+            start, speed = float(rng.uniform(0, plan.travelled + 20)), 0.6 * speed
+            end = start + speed * plan.duration
+            if self._walk_is_free(side, min(start, end) - 1.5, max(start, end) + 1.5):
+                offset = side * (plan.half_width + 2.0)
+                return Following(line=plan.line, start=start, offset=offset, speed=speed, z=KERB_HEIGHT)
+        return None
 
     def pedestrians(self) -> None:
         """Walking and standing on the sidewalks, and crossing at the zebra."""

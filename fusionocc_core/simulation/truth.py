@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionocc_core.grids import VoxelGrid
-from fusionocc_core.simulation.materials import RAW_TO_OCC3D
+from fusionocc_core.simulation.materials import RAW, RAW_TO_OCC3D, Material
 from fusionocc_core.simulation.mesh import Mesh, sample_surface
 from fusionocc_core.simulation.street import NO_INSTANCE, Street
 from fusionocc_core.simulation.things import Thing
@@ -30,6 +30,8 @@ aggregation of many sweeps fills most of a car's inside."""
 _REACH = 60.0
 """Farther than this from the driven line no grid looks, metres."""
 _TOP = 6.5
+_DOWN = np.array([0, 0, -1], np.float32)
+_SKY = np.array([0, 0, 400], np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,21 +89,27 @@ def _placed(samples: Samples, x: float, y: float, z: float, yaw: float) -> Sampl
 
 
 def _sample_ground(street: Street) -> Samples:
-    """The topmost ground at every point of a raster: rays straight down, so that hidden layers do not count."""
+    """The topmost ground at every point of a raster, by rays straight down; none below houses."""
     near = street.drive.line.point(np.arange(0.0, street.plan.travelled + 1.0, 2.0))
     low, high = near.min(axis=0) - _REACH, near.max(axis=0) + _REACH
     axes = [np.arange(low[k], high[k], GROUND_SPACING, dtype=np.float32) for k in range(2)]
-    tracer = Tracer(street.ground.corners)
+    tracer, roofs = Tracer(street.ground.corners), _roofs(street)
     kept: list[Samples] = []
     for x in axes[0]:
         origins = np.empty((len(axes[1]), 3), np.float32)
         origins[:, 0], origins[:, 1], origins[:, 2] = x, axes[1], 2.0
-        hits = tracer.first_hits(origins, np.broadcast_to(np.array([0, 0, -1], np.float32), origins.shape))
+        hits = tracer.first_hits(origins, np.broadcast_to(_DOWN, origins.shape))
         origins[:, 2] -= hits.distance
-        found = hits.triangle >= 0
+        found = (hits.triangle >= 0) & ~roofs.blocked(origins + _SKY, np.broadcast_to(_DOWN, origins.shape))
         raw = street.ground.raw[hits.triangle[found]]
         kept.append(Samples(points=origins[found], label=RAW_TO_OCC3D[raw]))
     return _concatenated(kept)
+
+
+def _roofs(street: Street) -> Tracer:
+    """Roofs of houses: the ground below them can never be seen, and is no ground in the labels."""
+    covers = (street.static.material == Material.ROOF) & (street.static.raw == RAW["static.manmade"])
+    return Tracer(street.static.corners[covers])
 
 
 def _sample_structure(street: Street, select: NDArray[np.bool_], rng: np.random.Generator) -> Samples:

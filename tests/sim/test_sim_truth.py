@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import sim_checks
 
+from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.geometry import apply, project
 from fusionocc_core.grids import OCC3D_LABELS, SURROUNDOCC_GRID
+from fusionocc_core.simulation import SimulationConfig, generate
 from fusionocc_core.simulation.config import VERSION
 from fusionocc_core.simulation.imgseg import paint
 from fusionocc_core.simulation.materials import RAW_TO_OCC3D
@@ -29,6 +31,18 @@ def test_projected_points_hit_pixels_of_their_class(sim_root, sim_frames):
         share, count = sim_checks.pixel_agreement(sim_root, frame, category)
         assert count > 5000
         assert share >= 0.97
+
+
+@pytest.mark.slow
+def test_the_promises_hold_at_full_size(tmp_path, needs_embree):
+    root = generate(tmp_path / "data", SimulationConfig(scenes=1, keyframes=1, seed=21, test_truth=True))
+    frame = NuScenesFrames(root)[0]
+    assert all(camera.image.shape == (900, 1600, 3) for camera in frame.cameras)
+    category = sim_checks.lidarseg(root, VERSION, frame.token)
+    assert sim_checks.voxel_agreement(root, frame, category)[1] >= 0.95
+    assert sim_checks.pixel_agreement(root, frame, category)[0] >= 0.97
+    assert all(camera.image.std() > 12 for camera in frame.cameras)
+    assert np.load(next((root / "imgseg").rglob("*.npy"))).shape == (113, 200)
 
 
 def test_without_ego_motion_the_pixels_do_not_fit(sim_root, sim_frames):

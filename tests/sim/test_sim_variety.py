@@ -9,10 +9,12 @@ from fusionocc_core.simulation.ground import intervals
 from fusionocc_core.simulation.paths import Centreline
 from fusionocc_core.simulation.plan import KINDS, draw_plan
 from fusionocc_core.simulation.randomness import rng_for
+from fusionocc_core.simulation.rigs import load_rig
 from fusionocc_core.simulation.roadside import Slots, reserve_openings
 from fusionocc_core.simulation.street import build_street
 from fusionocc_core.simulation.textures import make_textures
 from fusionocc_core.simulation.traffic import populate
+from fusionocc_core.simulation.visibility import pixel_rays, trace_pixels
 from fusionocc_core.simulation.weather import KINDS as WEATHERS
 from fusionocc_core.simulation.weather import TURNS, draw_weather
 
@@ -147,6 +149,23 @@ def test_walkers_move_their_legs(streets):
     assert walkers
     thing = walkers[0]
     assert {thing.frame_at(t) for t in np.linspace(0, 2, 50)} == set(range(len(thing.frames)))
+
+
+def test_pixels_between_traced_ones_are_what_a_ray_would_find(streets):
+    street, rig = streets["train"], load_rig("nuscenes-singapore").resized((360, 640))
+    snapshot, pose = street.snapshot(1.0), street.drive.poses(1.0)[0]
+    for mount in rig.cameras[:3]:
+        cam2street = pose @ mount.cam2ego
+        direction = pixel_rays(mount) @ cam2street[:3, :3].T.astype(np.float32)
+        sparse = trace_pixels(snapshot, mount, cam2street, direction)
+        eye = np.broadcast_to(cam2street[:3, 3].astype(np.float32), direction.shape)
+        full = snapshot.first_hits(eye, direction)
+        raw = [np.where(h.triangle >= 0, snapshot.mesh.raw[h.triangle], 255) for h in (sparse, full)]
+        assert (raw[0] != raw[1]).mean() < 0.002
+        same = (sparse.triangle == full.triangle) & (full.triangle >= 0)
+        assert same.mean() > 0.3
+        np.testing.assert_allclose(sparse.distance[same], full.distance[same], rtol=1e-3)
+        np.testing.assert_allclose(sparse.b1[same], full.b1[same], atol=2e-2)
 
 
 def test_centrelines_keep_their_length():
