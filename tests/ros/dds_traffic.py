@@ -1,16 +1,22 @@
-"""Two processes for test_dds_throughput.py: `send` publishes a vehicle's raw sensor traffic, `receive` runs the node.
+"""A vehicle's raw sensor traffic between two processes: one publishes it, the other runs the node.
 
-python dds_traffic.py receive RAW|COMPRESSED SECONDS     prints READY, later one line of JSON
-python dds_traffic.py send RAW|COMPRESSED SECONDS        prints one line of JSON
+python tests/ros/dds_traffic.py both raw|compressed SECONDS [--no-profile]     prints what arrived
+
+`send` and `receive` are the two processes; each prints one line of JSON, `receive` also READY before.
 """
 
 from __future__ import annotations
 
+import argparse
 import array
 import json
+import os
 import struct
+import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rclpy
@@ -30,6 +36,8 @@ JPEG_BYTES = 200_000
 POINTS = 34_000
 IDLE_S = 4.0
 LATE_S = 0.02
+SPIN_S = 0.2
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def picture(transport: str, camera: str) -> Image | CompressedImage:
@@ -103,8 +111,10 @@ def receive(transport: str, seconds: float) -> dict[str, object]:
     began = time.monotonic()
     cpu = time.process_time()
     deadline = began + seconds + 60
-    while time.monotonic() < deadline:
-        executor.spin_once(timeout_sec=0.2)
+    paused_s = 0.0
+    while (now := time.monotonic()) < deadline:
+        executor.spin_once(timeout_sec=SPIN_S)
+        paused_s = max(paused_s, time.monotonic() - now - SPIN_S)
         silence = min(node.inputs.silence_s().values())
         if silence == float("inf"):
             cpu, began = time.process_time(), time.monotonic()
@@ -117,6 +127,7 @@ def receive(transport: str, seconds: float) -> dict[str, object]:
         "released": counters.released,
         "dropped": dict(counters.dropped),
         "sets": sets,
+        "paused_s": paused_s,
         "cpu": (time.process_time() - cpu) / max(time.monotonic() - began - IDLE_S, 1e-3),
     }
     node.close()
@@ -124,11 +135,84 @@ def receive(transport: str, seconds: float) -> dict[str, object]:
     return result
 
 
+def environment() -> dict[str, str]:
+    """Of both processes: a domain of their own below Linux's ephemeral ports, no settings from outside."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("FASTDDS_", "FASTRTPS_", "RMW_"))}
+    env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{env.get('PYTHONPATH', '')}"
+    env["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+    env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    return env
+
+
+def exchange(transport: str, seconds: int, *, profile: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the sender sent and the receiver received.
+
+    Raises:
+        RuntimeError: one of the processes failed; with what it said.
+    """
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(what: str) -> subprocess.Popen[str]:
+        command = [sys.executable, __file__, what, transport, str(seconds), *([] if profile else ["--no-profile"])]
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        return process
+
+    def answer(process: subprocess.Popen[str], what: str) -> dict[str, Any]:
+        text, _ = process.communicate(timeout=120)
+        if process.returncode:
+            raise RuntimeError(f"{what} ended with {process.returncode}; it printed {text!r}")
+        return dict(json.loads(text))
+
+    try:
+        receiver = run("receive")
+        assert receiver.stdout is not None
+        ready = receiver.stdout.readline()
+        if ready != "READY\n":
+            raise RuntimeError(f"the receiver did not start: it printed {ready!r}")
+        return answer(run("send"), "the sender"), answer(receiver, "the receiver")
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+
+
+def complete_sets(sent: dict[str, Any], received: dict[str, Any], seconds: int) -> tuple[int, list[float]]:
+    """Sets with six pictures among the sweeps half a second from either end, and how long each of the sets waited."""
+    begin, end = sent["start_ns"] + S // 2, sent["start_ns"] + seconds * S - S // 2
+    inner = [(cameras, waited) for stamp, cameras, waited in received["sets"] if begin <= stamp < end]
+    return sum(cameras == len(OFFICIAL_CAMERAS) for cameras, _ in inner), sorted(waited for _, waited in inner)
+
+
+def summary(transport: str, sent: dict[str, Any], received: dict[str, Any], seconds: int) -> str:
+    """One line for people."""
+    complete, waits = complete_sets(sent, received, seconds)
+    pictures = sum(count for source, count in sent["sent"].items() if source != "LIDAR")
+    waited = f"p50 {waits[len(waits) // 2] * 1e3:.0f} and max {waits[-1] * 1e3:.0f} ms" if waits else "nothing"
+    return (
+        f"{transport}: {sum(received['pictures'].values())} of {pictures} pictures and {received['sweeps']} of "
+        f"{sent['sent']['LIDAR']} sweeps arrived, {complete} of {20 * (seconds - 1)} sets complete, waited {waited}; "
+        f"receiver's CPU {100 * received['cpu']:.0f} %, longest pause {1e3 * received['paused_s']:.0f} ms; sender late "
+        f"by {1e3 * sent['latest_s']:.0f} ms at most"
+    )
+
+
 def main() -> None:
-    use_shipped_profile()
+    parser = argparse.ArgumentParser(description="A vehicle's sensor traffic between two processes.")
+    parser.add_argument("what", choices=("both", "send", "receive"))
+    parser.add_argument("transport", choices=("raw", "compressed"))
+    parser.add_argument("seconds", type=int)
+    parser.add_argument("--no-profile", action="store_true", help="without the shipped Fast DDS profile")
+    arguments = parser.parse_args()
+    transport, seconds = arguments.transport, arguments.seconds
+    if arguments.what == "both":
+        sent, received = exchange(transport, seconds, profile=not arguments.no_profile)
+        sys.stdout.write(summary(transport, sent, received, seconds) + "\n")
+        return
+    if not arguments.no_profile:
+        use_shipped_profile()
     rclpy.init()
-    what, transport, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-    sys.stdout.write(json.dumps((send if what == "send" else receive)(transport, seconds)) + "\n")
+    sys.stdout.write(json.dumps((send if arguments.what == "send" else receive)(transport, seconds)) + "\n")
     rclpy.try_shutdown()
 
 
