@@ -107,6 +107,9 @@ PRESETS: dict[str, Callable[[], FusionOccConfig]] = {
     "fusionocc-tiny": fusionocc_tiny,
 }
 
+FRESH_SEED = 0
+"""What `fusionocc predict` and the node draw fresh weights with, so that all runs have the same ones."""
+
 NETWORKS: dict[str, tuple[type[FusionOcc], type[FusionOccConfig]]] = {"FusionOcc": (FusionOcc, FusionOccConfig)}
 """By the class name that our files hold: the network and its config."""
 

@@ -26,7 +26,7 @@ class Engine:
 
 
 def load_engine(parameters: NodeParameters) -> Engine:
-    """The network that the parameters name.
+    """The network that the parameters name; fresh weights are the same in every run, those of `fusionocc predict`.
 
     Raises:
         ValueError: unknown preset, a checkpoint that does not fit, a device that is not there.
@@ -35,9 +35,11 @@ def load_engine(parameters: NodeParameters) -> Engine:
     import torch
 
     from fusionocc_core import Predictor, load_model
+    from fusionocc_core.presets import FRESH_SEED
 
     if parameters.num_threads:
         torch.set_num_threads(parameters.num_threads)
+    torch.manual_seed(FRESH_SEED)
     model = load_model(parameters.preset, checkpoint=parameters.checkpoint or None)
     predictor = Predictor(model, device=parameters.device, confidence=parameters.confidence)
     inputs = model.config.inputs

@@ -23,9 +23,6 @@ DEFAULT_PRESET = "fusionocc-tiny"
 SETTINGS = "predict.json"
 """In the output folder: what its results were made with, so that a later run continues the same or refuses."""
 
-SEED = 0
-"""Of fresh weights: two runs, or a run and its continuation, have the same."""
-
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
@@ -57,10 +54,13 @@ def run(args: argparse.Namespace) -> int:
 
     from fusionocc_core.data.nuscenes import NuScenesFrames
     from fusionocc_core.predictor import Predictor
+    from fusionocc_core.presets import FRESH_SEED
     from fusionocc_core.structures import UNTRAINED
 
+    if args.checkpoint is not None and not args.checkpoint.is_file():
+        raise FileNotFoundError(f"--checkpoint {args.checkpoint}: no such file")
     frames = NuScenesFrames(args.data, version=args.version, scenes=args.scene)
-    torch.manual_seed(SEED)
+    torch.manual_seed(FRESH_SEED)
     model = make_model(args.preset, args.checkpoint)
     inputs = model.config.inputs
     frames = frames.with_history(cameras=inputs.camera_history, lidar=inputs.lidar_history)
@@ -191,7 +191,7 @@ def claim_folder(out: Path, settings: dict[str, Any], *, overwrite: bool) -> Non
     Raises:
         ValueError: it holds results that were made with something else.
     """
-    from fusionocc_core.viz.export import remove_results, results_in
+    from fusionocc_core.viz.export import make_output_folder, remove_results, results_in
 
     note = out / SETTINGS
     scenes = {path.parent for path in results_in(out)}
@@ -200,7 +200,7 @@ def claim_folder(out: Path, settings: dict[str, Any], *, overwrite: bool) -> Non
             raise ValueError(f"{out} holds results of another run ({changed}); choose another --out, or --overwrite")
         for scene in scenes:
             remove_results(scene)
-    out.mkdir(parents=True, exist_ok=True)
+    make_output_folder(out)
     unfinished = note.with_name(f".{note.name}.{os.getpid()}")
     unfinished.write_text(json.dumps(settings, indent=2) + "\n")
     unfinished.replace(note)

@@ -241,5 +241,12 @@ def test_a_data_set_that_has_changed_is_noticed(tmp_path):
 
 def test_a_checkpoint_that_is_not_there(frames, tmp_path):
     args = parse("--data", frames.root, "--out", tmp_path, "--checkpoint", tmp_path / "none.pth")
-    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"--checkpoint .*none\.pth: no such file"):
         args.run(args)
+    assert not (tmp_path / predict.SETTINGS).exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"--out .*out: cannot be created: Not a directory; choose a writable folder"):
+        predict.claim_folder(tmp_path / "file" / "out", {}, overwrite=False)
