@@ -88,6 +88,7 @@ def write_bag(
     *,
     scene: str | None = None,
     version: str | None = None,
+    cameras: Sequence[str] | None = None,
     storage: str = "mcap",
     raw: bool = False,
     keyframes_only: bool = False,
@@ -101,6 +102,7 @@ def write_bag(
         out: The bag's folder; must not exist.
         scene: Name of the scene; None takes the only one there is.
         version: Folder of tables, such as "v1.0-mini"; None takes the only one there is.
+        cameras: Channels to write; None takes all cameras.
         storage: "mcap" or "sqlite3".
         raw: Decode the pictures and write sensor_msgs/Image instead of the compressed files.
         keyframes_only: Leave out the sweeps between keyframes.
@@ -120,7 +122,7 @@ def write_bag(
         raise ValueError(f"most_keyframes={most_keyframes}: expected at least 1, or None for all")
     if out.exists():
         raise FileExistsError(f"{out} exists already; choose another folder for the bag or delete it first")
-    frames = NuScenesFrames(root, version=version)
+    frames = NuScenesFrames(root, version=version, cameras=cameras)
     scene = choose_scene(frames.scenes, scene)
     records = _select(frames, scene, keyframes_only, most_keyframes)
     _check_files(records, scene)

@@ -74,6 +74,8 @@ class DemoPlan:
     model: str | None = None
     checkpoint: Path | None = None
     version: str | None = None
+    cameras: tuple[str, ...] | None = None
+    """Channels; None: all cameras."""
     most_keyframes: int | None = None
     answer_timeout_s: float = ANSWER_TIMEOUT_S
 
@@ -88,6 +90,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--data", type=Path, help="a data set in nuScenes format; none: a simulated street")
     parser.add_argument("--version", help="folder of tables, such as v1.0-mini; not needed where there is only one")
     parser.add_argument("--scene", help="name of the scene (default: the first)")
+    parser.add_argument(
+        "--cameras", nargs="+", metavar="NAME", help="only these cameras, such as CAM_FRONT (default: all)"
+    )
     parser.add_argument("--keyframes", type=int, metavar="N", help="only the first N keyframes of the scene")
     parser.add_argument("--model", help=f"network, see `fusionocc presets` (default: {DEFAULT_MODEL})")
     parser.add_argument(
@@ -122,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
         model=args.model,
         checkpoint=args.checkpoint,
         version=args.version,
+        cameras=None if args.cameras is None else tuple(args.cameras),
         most_keyframes=args.keyframes,
         answer_timeout_s=args.answer_timeout,
     )
@@ -170,15 +176,25 @@ def demo(plan: DemoPlan, console: Console) -> Summary:
     from fusionocc_core.viz.export import make_output_folder
     from fusionocc_ros.bag import choose_scene
 
-    frames = NuScenesFrames(plan.data, version=plan.version)
+    frames = NuScenesFrames(plan.data, version=plan.version, cameras=plan.cameras)
     scene = choose_scene(frames.scenes, plan.scene or frames.scenes[0])
     if frames.lidar is None:
         raise ValueError(f"{plan.data}: there is no LiDAR, and every answer belongs to a sweep")
+    _check_cameras(plan, frames)
     make_output_folder(plan.out)
     bag = _write_bag(plan, scene)
     settings = _write_parameters(plan, frames)
     answers = _play(plan, bag, settings, console)
     return _write_results(plan, frames, bag, answers, console)
+
+
+def _check_cameras(plan: DemoPlan, frames: NuScenesFrames) -> None:
+    from fusionocc_core.commands.predict import refuse_too_many_cameras
+    from fusionocc_core.presets import PRESETS
+
+    preset = plan.model or (None if plan.checkpoint else DEFAULT_MODEL)
+    if preset in PRESETS:  # of other networks the node knows more, and says it
+        refuse_too_many_cameras(frames.cameras, PRESETS[preset]().inputs.num_cameras)
 
 
 def _write_bag(plan: DemoPlan, scene: str) -> BagSummary:
@@ -193,6 +209,7 @@ def _write_bag(plan: DemoPlan, scene: str) -> BagSummary:
         folder,
         scene=scene,
         version=plan.version,
+        cameras=plan.cameras,
         keyframes_only=True,
         most_keyframes=plan.most_keyframes,
         progress=track_records,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -41,6 +41,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--version", help="folder of tables, such as v1.0-mini; not needed where there is only one")
     parser.add_argument("--scene", action="append", metavar="NAME", help="only this scene; may be given several times")
+    parser.add_argument(
+        "--cameras", nargs="+", metavar="NAME", help="only these cameras, such as CAM_FRONT (default: all)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--no-pictures", action="store_true", help="write the .npz only")
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
@@ -59,10 +62,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.checkpoint is not None and not args.checkpoint.is_file():
         raise FileNotFoundError(f"--checkpoint {args.checkpoint}: no such file")
-    frames = NuScenesFrames(args.data, version=args.version, scenes=args.scene)
+    frames = NuScenesFrames(args.data, version=args.version, scenes=args.scene, cameras=args.cameras)
     torch.manual_seed(FRESH_SEED)
     model = make_model(args.preset, args.checkpoint)
     inputs = model.config.inputs
+    refuse_too_many_cameras(frames.cameras, inputs.num_cameras)
     frames = frames.with_history(cameras=inputs.camera_history, lidar=inputs.lidar_history)
     predictor = Predictor(model, device=args.device, confidence=True)
     claim_folder(args.out, _settings(args, frames), overwrite=args.overwrite)
@@ -89,6 +93,19 @@ def make_model(preset: str | None, checkpoint: Path | None) -> FusionOcc:
     if preset is None and checkpoint is not None:
         return load_model(checkpoint)
     return load_model(preset or DEFAULT_PRESET, checkpoint=checkpoint)
+
+
+def refuse_too_many_cameras(cameras: Sequence[str], most: int) -> None:
+    """Check that a network takes so many cameras.
+
+    Raises:
+        ValueError: it takes fewer.
+    """
+    if len(cameras) > most:
+        raise ValueError(
+            f"the data set has {len(cameras)} cameras ({', '.join(cameras)}), the network takes at most {most}; "
+            "choose some with --cameras NAME ..."
+        )
 
 
 def blank_occupancy(model: FusionOcc) -> Occupancy:
@@ -161,6 +178,7 @@ def _settings(args: argparse.Namespace, frames: NuScenesFrames) -> dict[str, Any
         "data": str(frames.root.resolve()),
         "version": frames.version,
         "tables": _state_of_tables(frames.root / frames.version),
+        "cameras": list(frames.cameras),
         "preset": args.preset or (None if args.checkpoint else DEFAULT_PRESET),
         "checkpoint": None,
     }

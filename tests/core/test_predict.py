@@ -225,6 +225,20 @@ def test_a_run_that_cannot_start_leaves_the_folder_to_the_next(frames, tmp_path,
     assert json.loads((out / predict.SETTINGS).read_text())["preset"] == "fusionocc-tiny"
 
 
+def test_a_rig_of_seven_cameras_is_reduced_by_an_option(tmp_path, monkeypatch):
+    rig = {f"CAM_{n}": 360.0 * n / 7 for n in range(7)}
+    tree = write_tree(tmp_path / "d", scenes={"lot": 1}, cameras=rig)
+    whole = parse("--data", tree.root, "--out", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"has 7 cameras \(CAM_0, .*at most 6; choose some with --cameras NAME"):
+        whole.run(whole)
+    seen = []
+    monkeypatch.setattr(predict, "predict_frames", lambda frames, *a, **b: seen.append(frames) or Summary(frames_in=1))
+    some = parse("--data", tree.root, "--out", tmp_path / "out", "--cameras", "CAM_3", "CAM_0")
+    assert some.run(some) == 0
+    assert [camera.name for camera in seen[0][0].cameras] == ["CAM_3", "CAM_0"]
+    assert json.loads((tmp_path / "out" / predict.SETTINGS).read_text())["cameras"] == ["CAM_3", "CAM_0"]
+
+
 def test_a_data_set_that_has_changed_is_noticed(tmp_path):
     tree = write_tree(tmp_path / "d", scenes={"lot": 1}, cameras={"CAM_FRONT": 0.0})
     args = parse("--data", tree.root, "--out", tmp_path / "out")

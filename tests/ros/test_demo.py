@@ -188,6 +188,29 @@ class TestErrors:
         with pytest.raises(OSError, match=r"--out .*out: cannot be created"):
             demo.simulated_street(out, 1, Console())
 
+    def test_a_rig_of_seven_cameras_is_reduced_by_an_option(self, tmp_path, monkeypatch):
+        rig = {f"CAM_{n}": 360.0 * n / 7 for n in range(7)}
+        seven = write_tree(tmp_path / "d", scenes={"lot": 1}, cameras=rig)
+        args = parse("--data", seven.root, "--out", tmp_path / "out")
+        with pytest.raises(ValueError, match=r"has 7 cameras .*at most 6; choose some with --cameras NAME"):
+            args.run(args)
+        played = []
+
+        def play(plan, bag, settings, console):
+            played.append((bag.messages, yaml.safe_load(settings.read_text())))
+            raise ChildProcessError("enough")
+
+        monkeypatch.setattr(demo, "_play", play)
+        args = parse("--data", seven.root, "--out", tmp_path / "out", "--cameras", "CAM_3", "CAM_0")
+        with pytest.raises(ChildProcessError, match="enough"):
+            args.run(args)
+        ((messages, values),) = played
+        assert {topic for topic in messages if "image" in topic} == {
+            "/cam_0/image_rect_compressed",
+            "/cam_3/image_rect_compressed",
+        }
+        assert values["/**"]["ros__parameters"]["camera_names"] == ["CAM_3", "CAM_0"]
+
     def test_packages_that_are_missing_are_named_with_their_install_line(self, tree, tmp_path, monkeypatch):
         monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == "rosbags" else object())
         with pytest.raises(ModuleNotFoundError, match=r'not installed: rosbags \(pip install "rosbags=='):
