@@ -72,6 +72,7 @@ def odd_config(needs_embree, rig_file):
         sweeps=True,
         ground_quirk=True,
         test_truth=True,
+        official_names=True,
         corruptions=("camera_delay:2", "calibration_error:3", "beam_missing:2"),
     )
 
