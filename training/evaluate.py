@@ -22,6 +22,7 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from fusionocc_core.engine.distributed import World
     from fusionocc_core.engine.evaluation import LabelledFrames
+    from fusionocc_core.engine.score_pictures import ErrorMap
     from fusionocc_core.engine.scores import Setting
     from fusionocc_core.metrics import OccupancyReport
 
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     """What the options ask for."""
     from fusionocc_core.engine.distributed import joined_world
     from fusionocc_core.engine.evaluation import LabelledFrames, summary
+    from fusionocc_core.engine.score_pictures import ErrorMap
     from fusionocc_core.engine.session import open_frames
     from fusionocc_core.engine.weights import load_weights
 
@@ -93,14 +95,18 @@ def run(args: argparse.Namespace) -> int:
             rays=not args.no_rays,
             seed=args.seed,
         )
-        report = measure(args, model, labelled, world)
+        errors = ErrorMap(model.config.grid)
+        report = measure(args, model, labelled, world, errors)
         if world.is_main:
-            tell(args, report, setting_of(args, model, frames.version, report))
+            tell(args, report, errors, setting_of(args, model, frames.version, report))
         return judge(args, summary(report), quiet=not world.is_main)
 
 
-def measure(args: argparse.Namespace, model: Any, labelled: LabelledFrames, world: World) -> OccupancyReport:
+def measure(
+    args: argparse.Namespace, model: Any, labelled: LabelledFrames, world: World, errors: ErrorMap
+) -> OccupancyReport:
     """The evaluation with a progress bar."""
+    import torch
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -116,15 +122,18 @@ def measure(args: argparse.Namespace, model: Any, labelled: LabelledFrames, worl
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not world.is_main, transient=True) as bar:
         task = bar.add_task("evaluating", total=None)
-        return evaluate(
+        report = evaluate(
             model,
             labelled,
             world=world,
             workers=args.workers,
             precision=args.precision,
             limit=args.limit,
+            on_frame=errors.add,
             progress=lambda count: bar.update(task, advance=1, total=math.ceil(count / world.size)),
         )
+    errors.counts_2XY = world.total(torch.from_numpy(errors.counts_2XY)).numpy()
+    return report
 
 
 def setting_of(args: argparse.Namespace, model: Any, version: str, report: OccupancyReport) -> Setting:
@@ -147,8 +156,9 @@ def setting_of(args: argparse.Namespace, model: Any, version: str, report: Occup
     )
 
 
-def tell(args: argparse.Namespace, report: OccupancyReport, setting: Setting) -> None:
+def tell(args: argparse.Namespace, report: OccupancyReport, errors: ErrorMap, setting: Setting) -> None:
     """Print and write the results."""
+    from fusionocc_core.engine.score_pictures import write_pictures
     from fusionocc_core.engine.scores import class_table, lines, ring_table, write_files
 
     console = Console(soft_wrap=True)
@@ -160,6 +170,7 @@ def tell(args: argparse.Namespace, report: OccupancyReport, setting: Setting) ->
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         write_files(args.out, report, setting)
+        write_pictures(args.out, report, errors, setting.in_a_line())
         console.print(f"written to {args.out}", highlight=False)
 
 

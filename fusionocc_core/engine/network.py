@@ -13,14 +13,15 @@ from fusionocc_core.engine.distributed import World
 logger = logging.getLogger(__name__)
 
 
-def replicate(model: nn.Module, world: World, sync_batch_norm: bool, unused_weights: bool) -> nn.Module:
+def replicate(model: nn.Module, world: World, sync_batch_norm: bool) -> nn.Module:
     """The network to call in training: itself alone, or one that shares its gradients with the other processes.
+
+    Every weight must get a gradient in every step, also where sensors are missing: PyTorch waits for all of them.
 
     Args:
         model: on the world's device; its batch norms are replaced in place where they are to be synchronised.
         world: the processes.
         sync_batch_norm: batch statistics over all processes; PyTorch has this for CUDA only.
-        unused_weights: some weights may get no gradient in some step.
     """
     if world.size == 1:
         return model
@@ -28,7 +29,7 @@ def replicate(model: nn.Module, world: World, sync_batch_norm: bool, unused_weig
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif sync_batch_norm and world.is_main:
         logger.warning("batch statistics stay with each process: PyTorch synchronises batch norms on CUDA only")
-    return DistributedDataParallel(model, find_unused_parameters=unused_weights, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def freeze_batch_norms(model: nn.Module) -> None:

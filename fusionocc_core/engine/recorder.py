@@ -94,7 +94,7 @@ class Recorder:
         if self._line:
             self._line.say(text)
         elif self.is_main:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def step(self, step: int, told: Mapping[str, float], *, seconds: float, waited: float, samples: int) -> None:
         """Tell of an optimizer step: its loss terms, rate of learning, norm of gradients, and times."""

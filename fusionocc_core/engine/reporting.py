@@ -109,7 +109,7 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """Print something that stays, above the line."""
-        self._progress.console.print(text, highlight=False)
+        self._progress.console.print(text, highlight=False, soft_wrap=True)
 
     def step(self, step: int, *, epoch: float, loss: float, seconds: float, samples: int) -> None:
         """Tell of a finished optimizer step that took ``seconds`` for ``samples`` samples."""

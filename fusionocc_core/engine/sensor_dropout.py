@@ -12,13 +12,16 @@ import torch
 from fusionocc_core.losses import Targets
 from fusionocc_core.structures import Batch
 
+FEWEST_CAMERAS = 2
+"""That dropout leaves: FusionOcc normalises its camera vectors over the cameras, and one alone has no statistics."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SensorDropout:
     """Chances, each between 0 and 1. The official recipes drop nothing."""
 
     camera: float = 0.0
-    """Of each camera to be absent, as if it were not on the vehicle; one always stays."""
+    """Of each camera to be absent, as if it were not on the vehicle. Two always stay (of two or more)."""
     pictures: float = 0.0
     """Of all pictures of a sample to be blank (the mean colour). Depth measured by the LiDAR stays."""
     lidar: float = 0.0
@@ -37,9 +40,9 @@ class SensorDropout:
 
 
 def draw_cameras(config: SensorDropout, num_cameras: int, generator: torch.Generator) -> int:
-    """How many cameras stay; at least one. Samples that are collated must keep equally many."""
+    """How many cameras stay. Samples that are collated must keep equally many."""
     stays = torch.rand(num_cameras, generator=generator) >= config.camera
-    return max(1, int(stays.sum()))
+    return max(min(FEWEST_CAMERAS, num_cameras), int(stays.sum()))
 
 
 def drop_sensors(

@@ -147,7 +147,6 @@ def start_training(
         evaluate=lambda network: summary(
             evaluate(network, labelled, world=world, workers=settings.workers, precision=settings.precision)
         ),
-        unused_weights=recipe.data.sensor_dropout.lidar > 0,
     )
 
 

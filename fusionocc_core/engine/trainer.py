@@ -97,7 +97,6 @@ class Trainer:
         world: the processes.
         recorder: logs and files; its methods do nothing where this is not the main process.
         evaluate: network -> named metrics, called in every process with the averaged weights in place.
-        unused_weights: some weights may get no gradient in some step (sensors are dropped at random).
     """
 
     def __init__(
@@ -110,7 +109,6 @@ class Trainer:
         world: World,
         recorder: Recorder,
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
-        unused_weights: bool = False,
     ) -> None:
         self.config, self.loss, self.world, self.recorder, self.evaluate = config, loss, world, recorder, evaluate
         self.source = source
@@ -125,7 +123,7 @@ class Trainer:
         seed_everything(draw_seed(config.seed, world.rank, 1))
         _choose_kernels(config)
         self.model = model.to(world.device)
-        self.replica = replicate(self.model, world, config.sync_batch_norm, unused_weights)
+        self.replica = replicate(self.model, world, config.sync_batch_norm)
         self.optimizer = make_optimizer(config.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.ema = Ema(config.ema, self.model) if config.ema else None
@@ -204,7 +202,7 @@ class Trainer:
         if not math.isfinite(told["loss"]) and not self.scaler.is_enabled():
             raise self._failure("the loss is not finite", seen)
         told["grad_norm"] = self._update(seen)
-        return {**told, "lr": rate, "epoch": self.epoch}
+        return {**told, "lr": rate, "epoch": (self.step + 1) * self.config.batch.total / self.stream.length}
 
     def _forward(self, examples: Examples) -> LossTerms:
         dtype = PRECISIONS[self.config.precision]

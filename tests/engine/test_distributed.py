@@ -116,3 +116,31 @@ def test_joined_world_reads_what_torchrun_sets(monkeypatch, tmp_path):
         assert world.size == 1
     with pytest.raises(ValueError, match="device='gpu'"), joined_world("gpu"):
         pass
+
+
+def dropped_lidar(rank, size, out, tree):
+    from pathlib import Path
+
+    from small_recipes import small
+
+    from fusionocc_core.engine.sensor_dropout import SensorDropout
+    from fusionocc_core.engine.session import start_training
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=size)
+    recipe = small()
+    recipe = replace(recipe, data=replace(recipe.data, sensor_dropout=SensorDropout(lidar=0.5, camera=0.4)))
+    world = World(device=CPU, rank=rank, size=size)
+    trainer = start_training(recipe, name="small", data=Path(tree), out=Path(out), world=world)
+    trainer.fit()
+    trainer.recorder.close()
+    torch.distributed.destroy_process_group()
+
+
+def test_fusionocc_trains_in_two_processes_with_sensors_missing_in_one(tmp_path, spawner):
+    """A process without points or with fewer cameras still has a gradient for every weight; all stay equal."""
+    from labelled_sample_tree import write_labelled_tree
+
+    tree = write_labelled_tree(tmp_path / "data")
+    run_processes(spawner, dropped_lidar, 2, str(tmp_path / "run"), str(tree.root))
+    assert len(losses(tmp_path / "run")) == 4

@@ -182,7 +182,7 @@ def test_camera_dropout_takes_cameras_out_with_all_that_is_theirs(frames):
             assert torch.equal(getattr(example.batch, name), getattr(plain.batch, name)[:, :, kept])
         assert torch.equal(example.targets.depth_bins_BNhw, plain.targets.depth_bins_BNhw[:, kept])
         assert torch.equal(example.targets.segmentation_BNHW, plain.targets.segmentation_BNHW[:, kept])
-    assert 0 not in seen
+    assert min(seen) >= 2
     assert len(seen) > 2
 
 

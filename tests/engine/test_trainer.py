@@ -93,7 +93,7 @@ def test_log_has_every_term_once_a_step(tmp_path):
         assert line["loss"] == pytest.approx(line["square"] + 0.1 * line["absolute"])
         assert line["step_s"] > line["waited_for_data_s"] >= 0
         assert line["ram_mb"] > 10
-    assert [line["epoch"] for line in lines] == pytest.approx([n / 5 for n in range(20)])
+    assert [line["epoch"] for line in lines] == pytest.approx([(n + 1) / 5 for n in range(20)])
 
 
 def test_it_learns(tmp_path):
