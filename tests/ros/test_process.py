@@ -22,13 +22,13 @@ from fusionocc_ros.convert import message_to_occupancy, stamp_to_ns
 pytestmark = pytest.mark.ros
 
 ROOT = Path(__file__).resolve().parents[2]
-_DOMAINS = count(os.getpid() % 90 + 110)
+_DOMAINS = count(os.getpid())
 
 
 @pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    return next(_DOMAINS) % 100 + 100
+    return 1 + next(_DOMAINS) % 100
 
 
 @pytest.fixture
