@@ -24,6 +24,10 @@ SETTINGS = "predict.json"
 """In the output folder: what its results were made with, so that a later run continues the same or refuses."""
 
 
+SKIPPED = 1
+"""Exit code of a run that went to the end without some keyframes."""
+
+
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
@@ -47,6 +51,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--no-pictures", action="store_true", help="write the .npz only")
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="go on where a keyframe cannot be read or predicted; they are listed at the end, with exit code 1",
+    )
     parser.set_defaults(run=run)
 
 
@@ -80,10 +89,13 @@ def run(args: argparse.Namespace) -> int:
         blank=blank_occupancy(model),
         pictures=not args.no_pictures,
         overwrite=args.overwrite,
+        skip_bad=args.skip_bad,
     )
     console.print(summary.render())
+    for reason in summary.skipped:
+        console.print(f"skipped {reason}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"voxels and pictures: {args.out.resolve()}", highlight=False, soft_wrap=True)
-    return 0
+    return SKIPPED if summary.skipped else 0
 
 
 def make_model(preset: str | None, checkpoint: Path | None) -> FusionOcc:
@@ -133,6 +145,7 @@ def predict_frames(
     blank: Occupancy,
     pictures: bool = True,
     overwrite: bool = False,
+    skip_bad: bool = False,
 ) -> Summary:
     """Predict every frame that has no result in ``out`` yet, with a progress bar, and count all of them.
 
@@ -143,6 +156,10 @@ def predict_frames(
         blank: See ``blank_occupancy``.
         pictures: Write an overview of each frame.
         overwrite: Predict frames that have results as well.
+        skip_bad: Note a frame that cannot be read or predicted in Summary.skipped, and go on.
+
+    Raises:
+        FileNotFoundError, ValueError: without ``skip_bad``: a file is missing or damaged, or the network refuses.
     """
     from rich.console import Console
     from rich.progress import track
@@ -158,8 +175,14 @@ def predict_frames(
         if not overwrite and paths.complete(pictures=pictures):
             summary.add(_read_back(paths, blank), earlier=True)
             continue
-        frame = frames[index]
-        occupancy = predictor(frame)
+        try:
+            frame = frames[index]
+            occupancy = predictor(frame)
+        except (ValueError, FileNotFoundError) as error:
+            if not skip_bad:
+                raise
+            summary.skipped.append(f"{frames.keyframe(index).scene} {frames.stamp_ns(index)}: {error}")
+            continue
         write_result(out, frame, occupancy, pictures=pictures)
         summary.add(occupancy, None if occupancy.timings is None else occupancy.timings.total_s)
     return summary

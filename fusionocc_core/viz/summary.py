@@ -25,6 +25,8 @@ class Summary:
     """What was predicted."""
     frames_earlier: int = 0
     """Of those: predicted by an earlier run and read back."""
+    skipped: list[str] = field(default_factory=list)
+    """Frames that could not be predicted, each with the reason."""
     latencies_s: list[float] = field(default_factory=list)
     label_set: LabelSet | None = None
     counts: NDArray[np.int64] | None = None
@@ -75,6 +77,8 @@ class Summary:
         run.add_row("frames out", f"{self.frames_out}")
         if self.frames_earlier:
             run.add_row("of these from an earlier run", f"{self.frames_earlier} (--overwrite predicts anew)")
+        if self.skipped:
+            run.add_row("skipped", Text(f"{len(self.skipped)}", style="bold red"))
         if self.latencies_s:
             run.add_row(f"{latency_name} p50", f"{self.latency(50) * 1e3:.0f} ms")
             run.add_row(f"{latency_name} p95", f"{self.latency(95) * 1e3:.0f} ms")

@@ -239,6 +239,24 @@ def test_a_rig_of_seven_cameras_is_reduced_by_an_option(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / predict.SETTINGS).read_text())["cameras"] == ["CAM_3", "CAM_0"]
 
 
+def test_bad_keyframes_are_skipped_where_that_is_wanted(tmp_path, monkeypatch, capsys):
+    tree = write_tree(tmp_path / "d", scenes={"lot": 4}, cameras={"CAM_FRONT": 0.0})
+    picture = tree.file("CAM_FRONT", 1)
+    picture.write_bytes(picture.read_bytes()[:200])
+    tree.file("LIDAR_TOP", 3).unlink()
+    monkeypatch.setattr("fusionocc_core.predictor.Predictor", lambda *arguments, **options: Stub())
+    strict = parse("--data", tree.root, "--out", tmp_path / "out", "--no-pictures")
+    with pytest.raises(ValueError, match="is truncated"):
+        strict.run(strict)
+    lenient = parse("--data", tree.root, "--out", tmp_path / "two", "--no-pictures", "--skip-bad")
+    assert lenient.run(lenient) == predict.SKIPPED == 1
+    output = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in output.splitlines() if "│" in line}
+    assert (rows["frames in"], rows["frames out"], rows["skipped"]) == ("4", "2", "2")
+    assert [picture.name in line for line in output.splitlines() if line.startswith("skipped lot 15")] == [True, False]
+    assert len(list((tmp_path / "two" / "lot").glob("*.npz"))) == 2
+
+
 def test_a_data_set_that_has_changed_is_noticed(tmp_path):
     tree = write_tree(tmp_path / "d", scenes={"lot": 1}, cameras={"CAM_FRONT": 0.0})
     args = parse("--data", tree.root, "--out", tmp_path / "out")
