@@ -118,14 +118,25 @@ def write_bag(
     require("rosbags")
     if storage not in STORAGES:
         raise ValueError(f"storage={storage!r}: expected one of {STORAGES}")
-    if most_keyframes is not None and most_keyframes < 1:
-        raise ValueError(f"most_keyframes={most_keyframes}: expected at least 1, or None for all")
     if out.exists():
         raise FileExistsError(f"{out} exists already; choose another folder for the bag or delete it first")
     frames = NuScenesFrames(root, version=version, cameras=cameras)
     scene = choose_scene(frames.scenes, scene)
     records = _select(frames, scene, keyframes_only, most_keyframes)
-    _check_files(records, scene)
+    messages = _write_records(records, out, storage, raw, progress)
+    return BagSummary(
+        path=out,
+        scene=scene,
+        messages=messages,
+        keyframe_stamps_ns=tuple(_keyframe_stamps(records)),
+        duration_s=(records[-1].stamp_ns - records[0].stamp_ns) / 1e9,
+    )
+
+
+def _write_records(
+    records: Sequence[SensorRecord], out: Path, storage: str, raw: bool, progress: Progress
+) -> dict[str, int]:
+    """Write the bag, whole or not at all; the number of messages by topic."""
     make_output_folder(out.parent)
     try:
         with _SceneWriter(out, storage, records, raw) as writer:
@@ -134,13 +145,7 @@ def write_bag(
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
-    return BagSummary(
-        path=out,
-        scene=scene,
-        messages=writer.messages,
-        keyframe_stamps_ns=tuple(_keyframe_stamps(records)),
-        duration_s=(records[-1].stamp_ns - records[0].stamp_ns) / 1e9,
-    )
+    return writer.messages
 
 
 def choose_scene(scenes: Sequence[str], scene: str | None) -> str:
@@ -162,7 +167,14 @@ def choose_scene(scenes: Sequence[str], scene: str | None) -> str:
 
 
 def _select(frames: NuScenesFrames, scene: str, keyframes_only: bool, most_keyframes: int | None) -> list[SensorRecord]:
-    """The records to write, in the order of time."""
+    """The records to write, in the order of time.
+
+    Raises:
+        FileNotFoundError: files of theirs are missing.
+        ValueError: there is none, or ``most_keyframes`` is not positive.
+    """
+    if most_keyframes is not None and most_keyframes < 1:
+        raise ValueError(f"most_keyframes={most_keyframes}: expected at least 1, or None for all")
     records = [r for r in frames.sensor_records(scene) if r.is_key_frame or not keyframes_only]
     if most_keyframes is not None:
         keyframes = [frames.keyframe(i) for i in frames.scene_indices(scene)[:most_keyframes]]
@@ -171,6 +183,7 @@ def _select(frames: NuScenesFrames, scene: str, keyframes_only: bool, most_keyfr
         records = [r for r in records if r.token in wanted or (not r.is_key_frame and r.stamp_ns <= end_ns)]
     if not records:
         raise ValueError(f"scene {scene}: the tables list no file of any camera or LiDAR")
+    _check_files(records, scene)
     return records
 
 
