@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         TimeRemainingColumn,
     )
 
-    from fusionocc_core.simulation import SimulationConfig, generate
+    from fusionocc_core.simulation import SimulationConfig, check_request, generate
 
     config = SimulationConfig(
         scenes=args.scenes,
@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         official_names=args.official_names,
         corruptions=tuple(args.corrupt),
     )
+    check_request(args.out, config, args.workers)
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

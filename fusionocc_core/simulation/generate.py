@@ -84,20 +84,22 @@ def check_request(root: Path, config: SimulationConfig, workers: int = 1) -> Rig
         )
     try:
         atomic_write(manifest, json_bytes(settings))
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
         raise PermissionError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error
     return rig
 
 
 def _compare(root: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuse to mix two data sets in one folder."""
-    for name, value in wanted.items():
-        if name not in _GROWING and there.get(name) != value:
-            shown = "" if name == "rig_sensors" else f" {there.get(name)!r}, not {value!r}"
-            raise ValueError(
-                f"{root} already holds a simulated data set with another {name}:"
-                f"{shown or ' its rig file has changed'}; choose another folder, or delete this one"
-            )
+    changed = [name for name, value in wanted.items() if name not in _GROWING and there.get(name) != value]
+    if changed == ["rig_sensors"]:
+        raise ValueError(f"{root} holds a simulated data set whose rig file has changed since; choose another folder")
+    if changed:
+        what = "; ".join(f"{n}: {there.get(n)!r}, not {wanted[n]!r}" for n in changed if n != "rig_sensors")
+        raise ValueError(
+            f"{root} already holds a simulated data set with other settings ({what}); "
+            "choose another folder, or delete it"
+        )
     counts = [SimulationConfig(scenes=s["scenes"], val_scenes=s["val_scenes"]) for s in (there, wanted)]
     old, new = ((c.scenes - c.num_val, c.num_val) for c in counts)
     if new[0] < old[0] or new[1] < old[1]:

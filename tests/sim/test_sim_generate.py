@@ -141,9 +141,9 @@ def test_bad_rig_files_are_refused(tmp_path, text, message):
 
 
 def test_a_folder_with_other_data_is_refused(sim_root, sim_config, tmp_path):
-    with pytest.raises(ValueError, match=r"another seed: 7, not 8"):
+    with pytest.raises(ValueError, match=r"seed: 7, not 8"):
         generate(sim_root, replace(sim_config, seed=8))
-    with pytest.raises(ValueError, match="another keyframes"):
+    with pytest.raises(ValueError, match=r"keyframes: 3, not 4"):
         generate(sim_root, replace(sim_config, keyframes=4))
     with pytest.raises(ValueError, match="would be fewer"):
         generate(sim_root, replace(sim_config, scenes=1))
