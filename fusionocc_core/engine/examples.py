@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fusionocc_core.engine.sampler import SampleKey, SampleStream
+from fusionocc_core.engine.stopping import StopRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +104,13 @@ def worker_options(workers: int) -> dict[str, Any]:
 
 
 def _start_worker(number: int) -> None:
-    """One thread a worker: the workers themselves are the parallelism."""
+    """One thread a worker, since the workers themselves are the parallelism; and only the loop answers to signals.
+
+    Ctrl-C and batch systems signal all processes at once. A worker that obeyed would end the run before it is saved.
+    """
     torch.set_num_threads(1)
+    for wish in StopRequest.signals:
+        signal.signal(wish, signal.SIG_IGN)
 
 
 def change_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -63,6 +63,7 @@ class Recorder:
         self.folder = RunFolder(out) if self.is_main else None
         self.log = JsonLines(out / "log.jsonl")
         self._wants_curves = tensorboard
+        self._evaluated, self.processes = 0, world.size
         self._curves: TensorBoard | None = None
         self._line: ProgressLine | None = None
 
@@ -109,8 +110,15 @@ class Recorder:
             if self._curves:
                 self._curves.add(step, {f"train/{name}": value for name, value in {**values, **timing}.items()})
 
+    def evaluating(self, frames: int) -> None:
+        """Tell of one more frame that an evaluation of ``frames`` in all has done in this process."""
+        self._evaluated += 1
+        if self._line:
+            self._line.note(f"evaluating: {self._evaluated} of about {-(-frames // self.processes)} keyframes")
+
     def evaluation(self, step: int, epoch: float, metrics: Mapping[str, float], model: nn.Module) -> None:
         """Tell of an evaluation; the weights become best.safetensors if no earlier ones were better."""
+        self._evaluated = 0
         value = metrics.get(self.best_metric)
         is_best = value is not None and value > self.best.get("value", float("-inf"))
         if is_best:

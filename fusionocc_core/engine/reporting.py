@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,6 +113,10 @@ class ProgressLine:
         """Print something that stays, above the line."""
         self._progress.console.print(text, highlight=False, soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """Show something else than a step: an evaluation in between."""
+        self._progress.update(self._task, told=text)
+
     def step(self, step: int, *, epoch: float, loss: float, seconds: float, samples: int) -> None:
         """Tell of a finished optimizer step that took ``seconds`` for ``samples`` samples."""
         past = self._seconds if self._seconds is not None else seconds
@@ -136,7 +142,9 @@ def duration(seconds: float) -> str:
 
 
 def resident_bytes() -> int:
-    """Main memory that this process occupies (Linux)."""
+    """Main memory that this process occupies; outside Linux the most that it ever did."""
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 

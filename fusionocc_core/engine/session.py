@@ -145,7 +145,14 @@ def start_training(
         world=world,
         recorder=recorder,
         evaluate=lambda network: summary(
-            evaluate(network, labelled, world=world, workers=settings.workers, precision=settings.precision)
+            evaluate(
+                network,
+                labelled,
+                world=world,
+                workers=settings.workers,
+                precision=settings.precision,
+                progress=recorder.evaluating,
+            )
         ),
     )
 

@@ -4,7 +4,10 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +140,38 @@ def test_signals_save_before_they_stop(tmp_path, number):
     resumed, whole = train_toy(tmp_path / "run"), train_toy(tmp_path / "whole")
     assert_same_state(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
     assert comparable_log(tmp_path / "run") == comparable_log(tmp_path / "whole")
+
+
+def test_ctrl_c_reaches_workers_too_and_still_saves(tmp_path):
+    """A terminal sends SIGINT to every process of the run at once."""
+    program = (
+        "import sys; from pathlib import Path; from toy_training import *\n"
+        "if __name__ == '__main__':\n"
+        "    trainer = make_trainer(Path(sys.argv[1]), variant(workers=1, epochs=400), source=ToySource(pause=0.02))\n"
+        "    sys.exit(128 + trainer.fit())\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(program)
+    paths = os.pathsep.join(str(path) for path in (Path(__file__).parent, Path(__file__).resolve().parents[2]))
+    run = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    log = tmp_path / "run/log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_bytes().splitlines()) >= 3):
+        assert run.poll() is None, run.stderr.read()
+        assert time.monotonic() < deadline, "no step within two minutes"
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGINT, errors
+    assert "Traceback" not in errors
+    logged = [entry["step"] for entry in comparable_log(tmp_path / "run")]
+    assert RunFolder(tmp_path / "run").steps()[-1] == logged[-1] < 2000
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
