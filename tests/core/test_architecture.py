@@ -69,7 +69,6 @@ for name in {names}:
 """.format(
         blocked={
             "nuscenes",
-            "trimesh",
             "embreex",
             "spconv",
             "torch_scatter",
