@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, Pose
@@ -91,7 +92,7 @@ def _cv_bridge_to_rgb(message: Image | CompressedImage, name: str) -> NDArray[np
         if isinstance(message, CompressedImage):
             return np.asarray(bridge.compressed_imgmsg_to_cv2(message, "rgb8"), dtype=np.uint8)
         return np.asarray(bridge.imgmsg_to_cv2(message, "rgb8"), dtype=np.uint8)
-    except CvBridgeError as error:
+    except (CvBridgeError, cv2.error) as error:  # the bridge lets some of OpenCV's errors through
         raise DropFrame(BAD_ENCODING, f"{name}: cv_bridge: {error}") from error
 
 

@@ -6,7 +6,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -104,29 +103,13 @@ def mix_channels(x_BCZYX: Tensor, weight_OC: Tensor) -> Tensor:
     return F.linear(x_BCZYX.permute(0, 2, 3, 4, 1), weight_OC).permute(0, 4, 1, 2, 3)
 
 
-FREE_SHARE = 0.94
-"""Share of free space among the voxels that cameras see in Occ3D-nuScenes."""
-
-
 class OccupancyHead(nn.Sequential):
-    """Class scores of every voxel: two linear layers with a Softplus between. Turns Z Y X into the public X Y Z.
+    """Class scores of every voxel: two linear layers with a Softplus between. Turns Z Y X into the public X Y Z."""
 
-    Fresh biases of the last layer are the logarithms of a class prior: FREE_SHARE of the voxels are free, the others
-    fall to the other classes in equal parts. Without it (the official code has none) a network first spends training
-    on learning that space is mostly empty, and fresh weights fill it with one class.
-
-    Args:
-        in_channels: C.
-        num_classes: K.
-        free: the class of free space.
-    """
-
-    def __init__(self, in_channels: int, num_classes: int, *, free: int) -> None:
-        last = nn.Linear(2 * in_channels, num_classes)
-        with torch.no_grad():
-            last.bias.fill_(math.log((1.0 - FREE_SHARE) / (num_classes - 1)))
-            last.bias[free] = math.log(FREE_SHARE)
-        super().__init__(nn.Linear(in_channels, 2 * in_channels), nn.Softplus(), last)
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(
+            nn.Linear(in_channels, 2 * in_channels), nn.Softplus(), nn.Linear(2 * in_channels, num_classes)
+        )
 
     def forward(self, volume_BCZYX: Tensor) -> Tensor:
         """(B, C, Z, Y, X) to logits (B, K, X, Y, Z), contiguous with the classes last."""

@@ -135,7 +135,7 @@ class FusionOcc(nn.Module):
         self.img_bev_encoder_backbone = ResNet3d(encoder, config.fused_channels)
         self.img_bev_encoder_neck = LssFpn3d(encoder.channels, width)
         self.final_conv = nn.Sequential(OrderedDict(conv=nn.Conv3d(width, width, 3, padding=1), relu=nn.ReLU()))
-        self.predicter = OccupancyHead(width, num_classes, free=config.label_set.free)
+        self.predicter = OccupancyHead(width, num_classes)
         self.final_conv.apply(init_conv)
 
     def forward(self, batch: Batch) -> Outputs:

@@ -22,7 +22,7 @@ from fusionocc_core.layers.view_transform import (
     measured_depth_bins,
     voxel_indices,
 )
-from fusionocc_core.layers.volume_encoder import FREE_SHARE, LssFpn3d, OccupancyHead, ResNet3d, ResNet3dConfig
+from fusionocc_core.layers.volume_encoder import LssFpn3d, OccupancyHead, ResNet3d, ResNet3dConfig
 
 BINS = DepthBins(start=1.0, stop=5.0, step=0.5)
 GRID = VoxelGrid(frame="ego", lower=(-8.0, -8.0, -1.0), upper=(8.0, 8.0, 3.0), voxel_size=(1.0, 1.0, 1.0))
@@ -279,7 +279,7 @@ def test_fresh_3d_convolutions_keep_the_size_of_gradients():
 
 def test_head_turns_the_axes():
     """A voxel's scores depend on that voxel alone, and appear at [x, y, z]."""
-    head = OccupancyHead(3, 5, free=4)
+    head = OccupancyHead(3, 5)
     volume = torch.randn(1, 3, 2, 4, 6)  # Z Y X
     changed = volume.clone()
     changed[0, :, 1, 2, 5] += 1.0
@@ -287,14 +287,6 @@ def test_head_turns_the_axes():
         difference = (head(changed) - head(volume)).abs().sum(dim=1)
     assert head(volume).shape == (1, 5, 6, 4, 2)
     assert difference.nonzero().tolist() == [[0, 5, 2, 1]]
-
-
-@pytest.mark.parametrize("free", [0, 4, 17])
-def test_a_fresh_head_expects_mostly_free_space(free):
-    prior = OccupancyHead(8, 18, free=free)[2].bias.softmax(dim=0)
-    assert prior[free].item() == pytest.approx(FREE_SHARE)
-    others = torch.cat((prior[:free], prior[free + 1 :]))
-    torch.testing.assert_close(others, torch.full((17,), (1 - FREE_SHARE) / 17))
 
 
 def test_resnet_configs_that_do_not_fit():
