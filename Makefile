@@ -1,5 +1,6 @@
 # make demo [DATA=<nuScenes root>] [MODEL=<preset>] [CHECKPOINT=<file>] [OUT=<folder>]
 # make test
+# make test-long                    # training until it shows, many minutes
 #
 # Both create or reuse .venv, install pinned requirements, build the messages, and run. Nothing is installed outside the clone.
 
@@ -26,7 +27,7 @@ endif
 help:
 	@echo "make demo [DATA=<nuScenes root>] [MODEL=<preset>] [CHECKPOINT=<file>] [OUT=<folder>]   cameras + LiDAR -> voxels over ROS 2"
 	@echo "make test                                                                             ruff, mypy, pytest"
-	@echo "make lint | format | setup | clean"
+	@echo "make test-long | lint | format | setup | clean"
 
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
@@ -79,6 +80,10 @@ format: $(STAMPS)/test
 .PHONY: test
 test: lint
 	$(BIN)/python -m pytest
+
+.PHONY: test-long
+test-long: setup $(STAMPS)/test
+	$(BIN)/python -m pytest -m long
 
 .PHONY: clean
 clean:

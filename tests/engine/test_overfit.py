@@ -16,7 +16,7 @@ import train as train_script
 GOAL = 0.90
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_two_simulated_keyframes_are_learnt_by_heart(tmp_path, capsys):
     """The setting is recipe tiny_overfit: fusionocc-tiny on the 8 m around the vehicle, small pictures."""
