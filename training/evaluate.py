@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from fusionocc_core.engine.scores import Setting
     from fusionocc_core.metrics import OccupancyReport
 
+WIDTH = 120
+"""Of the tables where the output is no terminal."""
+
 METRICS = ("miou_camera", "miou_lidar", "miou_none", "iou_camera", "iou_lidar", "iou_none", "ray_iou")
 
 
@@ -162,6 +165,8 @@ def tell(args: argparse.Namespace, report: OccupancyReport, errors: ErrorMap, se
     from fusionocc_core.engine.scores import class_table, lines, ring_table, write_files
 
     console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDTH
     console.print(f"{setting.checkpoint}: {setting.preset}, trained on: {setting.trained_on}", highlight=False)
     for line in lines(report, setting):
         console.print(line, highlight=False)

@@ -86,7 +86,7 @@ class ProgressLine:
         self.steps = steps
         self.console = console or Console()
         self.plain_every = plain_every
-        self._seconds: float | None = None
+        self._seconds, self._shown = 0.0, 0
         self._last_plain = -math.inf
         self._progress = Progress(
             SpinnerColumn(),
@@ -119,8 +119,9 @@ class ProgressLine:
 
     def step(self, step: int, *, epoch: float, loss: float, seconds: float, samples: int) -> None:
         """Tell of a finished optimizer step that took ``seconds`` for ``samples`` samples."""
-        past = self._seconds if self._seconds is not None else seconds
-        self._seconds = SMOOTHING * past + (1 - SMOOTHING) * seconds
+        # The first step of a process takes longer than all others: it is shown, but does not count further on.
+        self._seconds = seconds if self._shown < 2 else SMOOTHING * self._seconds + (1 - SMOOTHING) * seconds
+        self._shown += 1
         told = (
             f"epoch {epoch:.2f}  loss {loss:.4f}  {samples / self._seconds:.2f} samples/s  "
             f"{duration((self.steps - step) * self._seconds)} left  {memory_text()}"

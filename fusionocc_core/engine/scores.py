@@ -62,8 +62,8 @@ def lines(report: OccupancyReport, setting: Setting) -> Iterator[str]:
 
 def class_table(report: OccupancyReport, setting: Setting) -> Table:
     """IoU of every class under every mask, and along rays."""
-    table = Table(title="IoU by class, %", caption=setting.in_a_line(), box=None)
-    table.add_column("class")
+    table = Table(title="IoU by class under each mask, %", caption=setting.in_a_line(), box=None)
+    table.add_column("class", no_wrap=True)
     for scores in report.voxels:
         table.add_column(_mask_title(scores.mask), justify="right")
     rays = report.rays
@@ -78,12 +78,16 @@ def class_table(report: OccupancyReport, setting: Setting) -> Table:
 
 def ring_table(report: OccupancyReport, setting: Setting) -> Table:
     """The mIoU and geometric IoU by distance under every mask."""
-    table = Table(title="by distance from the vehicle, %", caption=setting.in_a_line(), box=None)
-    table.add_column("metres")
+    table = Table(
+        title="mIoU and geometric IoU by distance from the vehicle under each mask, %",
+        caption=setting.in_a_line(),
+        box=None,
+    )
+    table.add_column("metres", no_wrap=True)
     masks = [scores.mask for scores in report.voxels]
     for mask in masks:
-        table.add_column(f"mIoU {_mask_title(mask)}", justify="right")
-        table.add_column(f"IoU {_mask_title(mask)}", justify="right")
+        table.add_column(f"mIoU {_mask_title(mask)}", justify="right", no_wrap=True)
+        table.add_column(f"IoU {_mask_title(mask)}", justify="right", no_wrap=True)
     for ring in dict.fromkeys(scores.ring for scores in report.rings):
         of_ring = {scores.mask: scores for scores in report.rings if scores.ring == ring}
         cells = [cell for mask in masks for cell in (of_ring[mask].miou, of_ring[mask].geometric_iou)]
@@ -133,7 +137,7 @@ def _voxel_rows(report: OccupancyReport, scores: VoxelScores) -> Iterator[Row]:
 
 
 def _mask_title(mask: str) -> str:
-    return {"camera": "camera mask", "lidar": "LiDAR mask", "none": "no mask"}[mask]
+    return {"camera": "camera", "lidar": "LiDAR", "none": "no mask"}[mask]
 
 
 def _cell(value: float) -> str:

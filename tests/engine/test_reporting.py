@@ -30,10 +30,12 @@ def test_plain_lines_without_a_terminal():
     line.start()
     line.step(1, epoch=0.1, loss=2.5, seconds=2.0, samples=8)
     line.step(2, epoch=0.2, loss=1.5, seconds=4.0, samples=8)
+    line.step(3, epoch=0.3, loss=1.5, seconds=2.0, samples=8)
     line.stop()
-    first, second = text.getvalue().splitlines()
+    first, second, third = text.getvalue().splitlines()
     assert first.startswith("step 1/100  epoch 0.10  loss 2.5000  4.00 samples/s  3 min 18 s left  RAM ")
-    assert "3.64 samples/s  3 min 36 s left" in second  # 0.9 * 2 + 0.1 * 4 s a step
+    assert "2.00 samples/s  6 min 32 s left" in second
+    assert "2.11 samples/s  6 min 09 s left" in third  # 0.9 * 4 + 0.1 * 2 s a step; the first counts no more
 
 
 def test_live_line_on_a_terminal():
