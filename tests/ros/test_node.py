@@ -87,6 +87,11 @@ def drive(world: World, vehicle: Vehicle, node: OccNode, keyframes: int, first: 
         assert world.spin_until(lambda b=before: outcomes(node) > b), f"keyframe {k} had no outcome"
 
 
+def logged(capfd: pytest.CaptureFixture[str]) -> str:
+    """The log: on stderr, or on stdout where RCUTILS_LOGGING_USE_STDOUT was set when this process began to log."""
+    return "".join(capfd.readouterr())
+
+
 def outcomes(node: OccNode) -> int:
     counters = node.statistics.snapshot()
     return counters.published + sum(counters.dropped.values()) + sum(node.inputs.sync.counters.dropped.values())
@@ -250,7 +255,7 @@ def test_bad_input_is_dropped_counted_and_named_and_the_node_goes_on(
     dropped = node.statistics.snapshot().dropped + node.inputs.sync.counters.dropped
     assert dropped == {cause: 2}
     assert got == []
-    assert re.search(text, capfd.readouterr().err)
+    assert re.search(text, logged(capfd))
     drive(world, vehicle, node, 1, first=2)
     assert world.spin_until(lambda: len(got) == 1)
     assert stamp_to_ns(got[0].header.stamp) == START + S
@@ -266,7 +271,7 @@ def test_a_missing_transform_names_both_frames_and_comes_back_when_it_is_publish
     assert world.spin_until(connected(vehicle))
     drive(world, vehicle, node, 2)
     assert node.statistics.snapshot().dropped == {"no_transform": 2}
-    assert "CAM_BACK: no transform from 'cam_back' to 'base_link'" in capfd.readouterr().err
+    assert "CAM_BACK: no transform from 'cam_back' to 'base_link'" in logged(capfd)
     vehicle.tf_static.publish(static_transforms())
     drive(world, vehicle, node, 1, first=2)
     assert node.statistics.snapshot().published == 1
@@ -294,7 +299,7 @@ def test_a_cloud_without_ring_and_intensity_is_used_and_said_once(
     bare = only(PointCloud2, None, lambda m: cloud(stamp_to_ns(m.header.stamp), points(), names="x y z"))
     drive(world, vehicle, node, 3, change=bare)
     logging.getLogger("fusionocc_ros").removeHandler(handler)
-    text = capfd.readouterr().err
+    text = logged(capfd)
     assert text.count("has no field 'ring'") == 1
     assert text.count("has no field 'intensity'") == 1
     assert len(network.frames) == 3
@@ -349,7 +354,7 @@ def test_a_network_that_fails_costs_the_frame_only(world: World, capfd: pytest.C
     counters = node.statistics.snapshot()
     assert counters.dropped == {"prediction_failed": 2, "internal_error": 1}
     assert counters.published == 1
-    text = capfd.readouterr().err
+    text = logged(capfd)
     assert "too narrow" in text
     assert "Traceback" in text
     assert "KeyError: 'a bug'" in text
@@ -398,12 +403,12 @@ def test_without_ego_motion_it_goes_on_and_says_so(world: World, capfd: pytest.C
     assert world.spin_until(lambda: len(got) == 3)
     assert [m.ego_motion for m in got] == [SemanticOccupancy.EGO_MOTION_NONE] * 3
     assert [m.lidar_history for m in got] == [0, 0, 0]
-    assert capfd.readouterr().err.count("ego motion is not known") == 1
+    assert logged(capfd).count("ego motion is not known") == 1
     assert world.spin_until(lambda: any(status(d, "ego motion").level != DiagnosticStatus.OK for d in diagnostics))
     drive(world, vehicle, node, 1, first=3)
     assert world.spin_until(lambda: len(got) == 4)
     assert got[-1].ego_motion == SemanticOccupancy.EGO_MOTION_TF
-    assert "ego motion comes from tf" in capfd.readouterr().err
+    assert "ego motion comes from tf" in logged(capfd)
 
 
 def test_ego_motion_from_odometry(world: World) -> None:
@@ -438,7 +443,7 @@ def test_a_pose_that_is_missing_at_a_stamp_drops_the_frame(world: World, capfd: 
     drive(world, vehicle, node, 1, first=2)
     counters = node.statistics.snapshot()
     assert (counters.published, counters.dropped) == (2, {"no_ego_pose": 1})
-    assert "no transform from 'base_link' to 'map' at 1600000000.4" in capfd.readouterr().err
+    assert "no transform from 'base_link' to 'map' at 1600000000.4" in logged(capfd)
 
 
 @pytest.mark.parametrize("policy", ["tf", "odometry"])
@@ -566,7 +571,7 @@ def test_sensors_that_are_silent_are_named_with_what_may_be_the_matter(
     assert "CAM_FRONT: /raw is sensor_msgs/msg/Image, not sensor_msgs/msg/CompressedImage; see image_tr" in message
     assert "CAM_BACK: nobody publishes /nobody" in message
     assert "lidar: /lidar_top" in message
-    text = capfd.readouterr().err
+    text = logged(capfd)
     assert text.count("; nothing from CAM_BACK: nobody publishes /nobody; ") == 1
     assert node.inputs.explain_silence("CAM_BACK_LEFT").endswith("sends nothing, or all is lost on the way")
 
@@ -635,7 +640,7 @@ def test_a_clock_that_stands_still_is_said_once_and_not_while_the_network_is_at_
         assert set(problems()) == {
             "use_sim_time is true and /clock stands still: the player or the simulation is paused, or stuck"
         }
-        assert capfd.readouterr().err.count("/clock stands still") == 1
+        assert logged(capfd).count("/clock stands still") == 1
 
 
 def test_an_activation_that_fails_is_logged_and_the_node_can_start_again(
@@ -649,7 +654,7 @@ def test_an_activation_that_fails_is_logged_and_the_node_can_start_again(
     with monkeypatch.context() as patch:
         patch.setattr(Inputs, "start", fail)
         assert not node.start()
-    assert "no room on this topic" in capfd.readouterr().err
+    assert "no room on this topic" in logged(capfd)
     assert node.inputs is None
     assert node.start()
 
@@ -726,7 +731,7 @@ def test_bad_parameters_fail_the_configuration_by_name(
         OccNode(engine_factory=FakeNetwork(), context=world.context, parameter_overrides=parameters(**values))
     )
     assert not node.start()
-    assert re.search(f"cannot configure: .*{text}", capfd.readouterr().err)
+    assert re.search(f"cannot configure: .*{text}", logged(capfd))
 
 
 @pytest.mark.parametrize(
@@ -747,7 +752,7 @@ def test_a_parameter_that_does_not_exist_is_named_with_the_nearest_that_does(
 ) -> None:
     values = parameters(sync__tolerence=0.2)
     world.add(OccNode(engine_factory=FakeNetwork(), context=world.context, parameter_overrides=values))
-    assert "sync.tolerence is set but not known; did you mean sync.tolerance?" in capfd.readouterr().err
+    assert "sync.tolerence is set but not known; did you mean sync.tolerance?" in logged(capfd)
 
 
 def test_parameters_cannot_be_changed_without_effect(world: World) -> None:
