@@ -15,6 +15,9 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# Threads that wait sleep instead of spinning: on a machine with other work that is several times faster (docs/ops.md).
+export OMP_WAIT_POLICY ?= PASSIVE
+
 # A sourced ROS installation would put its own rclpy and message types before the wheels in .venv. The same goes for the
 # traces that the ROS wheels leave in the environment of a parent process.
 unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH ROS_DISTRO ROS_VERSION ROS_PYTHON_VERSION
