@@ -79,7 +79,7 @@ def class_table(report: OccupancyReport, setting: Setting) -> Table:
 def ring_table(report: OccupancyReport, setting: Setting) -> Table:
     """The mIoU and geometric IoU by distance under every mask."""
     table = Table(
-        title="mIoU and geometric IoU by distance from the vehicle under each mask, %",
+        title="IoU by distance from the vehicle under each mask, %",
         caption=setting.in_a_line(),
         box=None,
     )
