@@ -114,7 +114,7 @@ def tiny() -> Recipe:
 def tiny_simulated() -> Recipe:
     r"""The small network on simulated streets, trained and measured with the camera mask.
 
-    Paper: none. Expected: docs/training.md has what was measured, and with which data.
+    Paper: none. Expected: not measured.
 
         fusionocc simulate --out data/sim --scenes 40 --keyframes 20 --image-size 800x450 --workers 8
         python training/train.py tiny_simulated --data data/sim --out out/tiny_simulated
