@@ -21,7 +21,7 @@ from fusionocc_core.engine.schedule import ScheduleConfig
 from fusionocc_core.engine.sensor_dropout import SensorDropout
 from fusionocc_core.engine.trainer import TrainConfig
 from fusionocc_core.losses import fusionocc_losses
-from fusionocc_core.presets import preset_config
+from fusionocc_core.models import fusionocc_presets as networks
 
 
 def fusionocc_base() -> Recipe:
@@ -39,7 +39,7 @@ def fusionocc_base() -> Recipe:
     """
     return Recipe(
         preset="fusionocc-base",
-        model=preset_config("fusionocc-base"),
+        model=networks.fusionocc_base(),
         loss=fusionocc_losses(mask="camera"),
         train=TrainConfig(),
     )
@@ -69,11 +69,11 @@ def fusionocc_base_one_gpu() -> Recipe:
         python training/train.py fusionocc_base_one_gpu --data data/nuscenes --out out/base_one_gpu \
             --init bevdet-occ-stbase-4d-stereo-512x1408-24e.pth --init-matching
     """
-    base = fusionocc_base()
-    volume_encoder = replace(base.model.volume_encoder, checkpoint_activations=True)
+    base, network = fusionocc_base(), networks.fusionocc_base()
+    volume_encoder = replace(network.volume_encoder, checkpoint_activations=True)
     return replace(
         base,
-        model=replace(base.model, volume_encoder=volume_encoder),
+        model=replace(network, volume_encoder=volume_encoder),
         train=replace(base.train, precision="bf16"),
     )
 
@@ -99,7 +99,7 @@ def tiny() -> Recipe:
     """
     return Recipe(
         preset="fusionocc-tiny",
-        model=preset_config("fusionocc-tiny"),
+        model=networks.fusionocc_tiny(),
         data=DataConfig(label_mask="camera"),
         loss=replace(fusionocc_losses(mask="none"), lovasz=1.0),
         train=TrainConfig(
@@ -138,7 +138,7 @@ def tiny_overfit() -> Recipe:
         python training/train.py tiny_overfit --data data/sim2 --out out/overfit
         python training/evaluate.py out/overfit --data data/sim2 --split sim_train --expect 95 --tol 5
     """
-    network = preset_config("fusionocc-tiny")
+    network = networks.fusionocc_tiny()
     grid = replace(network.grid, lower=(-8.0, -8.0, -1.0), upper=(8.0, 8.0, 5.4))
     lidar_grid = replace(network.lidar.grid, lower=grid.lower, upper=grid.upper)
     weights = tuple(0.1 if k == network.label_set.free else 1.0 for k in range(network.label_set.num))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusionocc_core.data.nuscenes import NuScenesFrames
-    from fusionocc_core.models.fusionocc import FusionOcc
+    from fusionocc_core.models.network import OccupancyNetwork
     from fusionocc_core.structures import Occupancy, SensorFrame
     from fusionocc_core.viz.export import ResultPaths
     from fusionocc_core.viz.summary import Summary
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     return SKIPPED if summary.skipped else 0
 
 
-def make_model(preset: str | None, checkpoint: Path | None) -> FusionOcc:
+def make_model(preset: str | None, checkpoint: Path | None) -> OccupancyNetwork:
     """The network of a preset, of a file of ours, or of a preset with the weights of a file."""
     from fusionocc_core.presets import load_model
 
@@ -120,7 +120,7 @@ def refuse_too_many_cameras(cameras: Sequence[str], most: int) -> None:
         )
 
 
-def blank_occupancy(model: FusionOcc) -> Occupancy:
+def blank_occupancy(model: OccupancyNetwork) -> Occupancy:
     """An empty answer of a network: its grid, label set and origin, for volumes that are read back from disk."""
     import numpy as np
 

@@ -10,7 +10,7 @@ from fusionocc_core.checkpoints import encode_config
 from fusionocc_core.engine.occupancy_examples import DataConfig, ExampleNeeds
 from fusionocc_core.engine.trainer import TrainConfig
 from fusionocc_core.losses import LossConfig
-from fusionocc_core.models.fusionocc import FusionOccConfig
+from fusionocc_core.models.network import NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Recipe:
 
     preset: str
     """What the network is called on its card."""
-    model: FusionOccConfig
+    model: NetworkConfig
     loss: LossConfig
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -39,7 +39,7 @@ class Recipe:
             grid=self.model.grid,
             label_set=self.model.label_set,
             depth_bins=self.model.depth_bins if self.loss.depth else None,
-            stride=self.model.image_backbone.stride,
+            stride=self.model.feature_stride,
             segmentation=self.loss.segmentation > 0,
         )
 

@@ -32,8 +32,8 @@ from fusionocc_core.engine.rng import seed_everything
 from fusionocc_core.engine.run_folder import publish
 from fusionocc_core.engine.trainer import Trainer
 from fusionocc_core.losses import Losses, Targets, compute_losses
-from fusionocc_core.models.fusionocc_official import from_official
-from fusionocc_core.presets import NETWORKS
+from fusionocc_core.models.network import OccupancyNetwork
+from fusionocc_core.presets import make_network
 from fusionocc_core.structures import UNTRAINED, InputConfig, Outputs
 
 logger = logging.getLogger(__name__)
@@ -49,16 +49,15 @@ class Start:
     """Take the tensors whose names and shapes fit, and leave the others fresh: for weights of a related network."""
 
 
-def make_network(recipe: Recipe) -> nn.Module:
+def fresh_network(recipe: Recipe) -> OccupancyNetwork:
     """The recipe's network with fresh weights, the same for the same seed."""
-    network = next(kind for kind, config in NETWORKS.values() if isinstance(recipe.model, config))
     seed_everything(recipe.train.seed)
-    model = network(recipe.model)
+    model = make_network(recipe.model)
     model.card = ModelCard(preset=recipe.preset, trained_on=UNTRAINED)
     return model
 
 
-def load_start(model: nn.Module, start: Start) -> str:
+def load_start(model: OccupancyNetwork, start: Start) -> str:
     """Copy the weights that a run begins with; gives a sentence about what was taken.
 
     Raises:
@@ -68,7 +67,7 @@ def load_start(model: nn.Module, start: Start) -> str:
     if start.weights is None:
         return "fresh weights"
     path = start.weights
-    state = read_model(path).state if is_model_file(path) else from_official(read_official(path)[0])
+    state = read_model(path).state if is_model_file(path) else model.state_from_official(read_official(path)[0])
     if not start.matching_only:
         load_strictly(model, state, source=str(path), target="the recipe's network")
         return f"weights of {path}"
@@ -121,7 +120,7 @@ def start_training(
     labelled = LabelledFrames(
         held_out, inputs, recipe.model.grid, recipe.model.label_set, rays=False, seed=settings.seed
     )
-    model = make_network(recipe)
+    model = fresh_network(recipe)
     begun = load_start(model, start or Start())
     seen = f"{frames.version} {recipe.data.train_split}, {len(frames)} keyframes, recipe {name}"
     recorder = Recorder(

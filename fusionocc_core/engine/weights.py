@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
-
-from fusionocc_core.checkpoints import ModelCard, decode_config, load_strictly
+from fusionocc_core.checkpoints import ModelCard, load_strictly
 from fusionocc_core.engine.run_folder import load_checkpoint
-from fusionocc_core.presets import NETWORKS, load_model
+from fusionocc_core.models.network import OccupancyNetwork
+from fusionocc_core.presets import decode_network_config, load_model, make_network
 
 FROM_A_RUN = ("best.safetensors", "last.safetensors")
 """What is taken from the folder of a run, in this order."""
 
 
-def load_weights(path: Path, *, preset: str | None = None) -> nn.Module:
+def load_weights(path: Path, *, preset: str | None = None) -> OccupancyNetwork:
     """A network in evaluation mode, on the CPU.
 
     Args:
@@ -40,18 +39,13 @@ def load_weights(path: Path, *, preset: str | None = None) -> nn.Module:
     return load_model(path)
 
 
-def _from_checkpoint(path: Path) -> nn.Module:
+def _from_checkpoint(path: Path) -> OccupancyNetwork:
     state = load_checkpoint(path)
     recipe = state["run"]["recipe"]
-    network, config = NETWORKS[_network_of(recipe["model"]["class"])]
-    model = network(decode_config(config, recipe["model"]))
+    model = make_network(decode_network_config(recipe["model"]))
     tensors = state["ema"]["average"] if state["ema"] else state["model"]
     load_strictly(model, tensors, source=str(path), target="the network of its recipe")
     model.card = ModelCard(
         preset=recipe["preset"], trained_on=f"{state['run']['data']}, step {state['step']}", source=str(path)
     )
     return model.eval()
-
-
-def _network_of(config_name: str) -> str:
-    return next(name for name, (_, config) in NETWORKS.items() if config.__name__ == config_name)

@@ -7,12 +7,12 @@ picture, h w feature map, Z Y X voxels. Submodules carry the names of the offici
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fusionocc_core.checkpoints import ModelCard
 from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
 from fusionocc_core.layers.conv_blocks import init_conv
 from fusionocc_core.layers.cross_modal import CrossModalNet, DepthSegConfig, DepthSegOutputs
@@ -28,7 +28,9 @@ from fusionocc_core.layers.view_transform import (
     measured_depth_bins,
 )
 from fusionocc_core.layers.volume_encoder import LssFpn3d, OccupancyHead, ResNet3d, ResNet3dConfig
-from fusionocc_core.structures import UNTRAINED, Batch, InputConfig, Outputs
+from fusionocc_core.models.fusionocc_official import check_official_grid, from_official
+from fusionocc_core.models.network import OccupancyNetwork
+from fusionocc_core.structures import Batch, InputConfig, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,11 @@ class FusionOccConfig:
             )
 
     @property
+    def feature_stride(self) -> int:
+        """Pixels of the network's picture a feature cell."""
+        return self.image_backbone.stride
+
+    @property
     def num_frames(self) -> int:
         """Pictures a camera: now and the earlier keyframes."""
         return 1 + self.inputs.camera_history
@@ -105,16 +112,13 @@ class FusionOccConfig:
         return self.num_frames * self.depth_seg.feature_channels + self.lidar.out_channels
 
 
-class FusionOcc(nn.Module):
-    """Pictures and LiDAR depth are fused in the picture, lifted into voxels, and fused there with LiDAR features.
+class FusionOcc(OccupancyNetwork):
+    """Pictures and LiDAR depth are fused in the picture, lifted into voxels, and fused there with LiDAR features."""
 
-    ``card`` says where the weights come from; fresh ones say "untrained weights".
-    """
+    config: FusionOccConfig
 
     def __init__(self, config: FusionOccConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.card = ModelCard(preset="", trained_on=UNTRAINED)
+        super().__init__(config)
         features, width = config.depth_seg.feature_channels, config.volume_channels
         num_classes, encoder = config.label_set.num, config.volume_encoder
         self.img_backbone = make_image_backbone(config.image_backbone)
@@ -188,3 +192,12 @@ class FusionOcc(nn.Module):
                 f"FusionOcc: the batch holds {frames} frames of {cameras} pictures of {size} pixels; this network "
                 f"takes {self.config.num_frames} frames of at least one picture of {self.config.inputs.image_size}"
             )
+
+    @classmethod
+    def state_from_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See models/fusionocc_official.py."""
+        return from_official(state)
+
+    def check_official_config(self, config_text: str, source: str) -> None:
+        """The grid of the checkpoint must be this network's."""
+        check_official_grid(config_text, self.config.grid, source)

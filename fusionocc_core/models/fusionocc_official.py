@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fusionocc_core.grids import VoxelGrid
 from fusionocc_core.layers.image_backbones import SwinConfig
-from fusionocc_core.models.fusionocc import FusionOcc
 from fusionocc_core.ops.sparse_conv import sparse_weight_from_official, sparse_weight_to_official
+
+if TYPE_CHECKING:
+    from fusionocc_core.models.fusionocc import FusionOcc
 
 RENAMED = (  # official, ours
     ("img_backbone.patch_embed.projection.", "img_backbone.patch_embed.proj."),

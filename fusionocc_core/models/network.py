@@ -1,0 +1,72 @@
+"""What every network of this package has in common: a config, a card, and Batch in, Outputs out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fusionocc_core.checkpoints import ModelCard
+from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
+from fusionocc_core.structures import UNTRAINED, Batch, InputConfig, Outputs
+
+
+class NetworkConfig(Protocol):
+    """What the data pipeline, training and evaluation read of a network's config."""
+
+    @property
+    def inputs(self) -> InputConfig:
+        """What the network wants of a frame."""
+
+    @property
+    def grid(self) -> VoxelGrid:
+        """The voxels of the answer."""
+
+    @property
+    def label_set(self) -> LabelSet:
+        """The classes of the answer."""
+
+    @property
+    def depth_bins(self) -> DepthBins:
+        """Of the depth scores in Outputs, and of the labels that supervise them."""
+
+    @property
+    def feature_stride(self) -> int:
+        """Pixels of the network's picture a cell of its depth and segmentation scores."""
+
+
+class OccupancyNetwork(nn.Module):
+    """Base of the networks: ``config`` decides what it computes, ``card`` says where the weights come from.
+
+    Fresh weights say "untrained weights".
+    """
+
+    config: Any
+    """A NetworkConfig: each network's own frozen dataclass."""
+    card: ModelCard
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.card = ModelCard(preset="", trained_on=UNTRAINED)
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Class scores of every voxel, and what else the network says about the pictures."""
+        raise NotImplementedError
+
+    @classmethod
+    def state_from_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of an official checkpoint under this network's names and in its layouts.
+
+        Raises:
+            ValueError: nobody has published weights of this network.
+        """
+        raise ValueError(f"{cls.__name__}: there are no official checkpoints of it; name a file of ours")
+
+    def check_official_config(self, config_text: str, source: str) -> None:
+        """Compare the config text that lies in an official checkpoint with this network's; default: nothing to say.
+
+        Raises:
+            ValueError: the checkpoint was made for something else.
+        """
