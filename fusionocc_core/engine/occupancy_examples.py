@@ -39,6 +39,8 @@ class DataConfig:
     train_split: str = "train"
     """An official split, or one in <version>/splits.json."""
     val_split: str = "val"
+    val_keyframes: int | None = None
+    """Evaluations during training take only so many of the split's keyframes, spread evenly; None takes all."""
     augmentation: AugmentationConfig | None = field(default_factory=AugmentationConfig)
     """None shows every sample as it is."""
     sensor_dropout: SensorDropout = field(default_factory=SensorDropout)
@@ -123,10 +125,11 @@ class OccupancyExamples:
             bev_aug = draw_bev_aug(config, generator)
         batch = prepare(frame, needs.inputs, needs.grid, generator, image_augs=image_augs, bev_aug=bev_aug)
         truth = read_truth(self.frames, index, needs.grid, needs.label_set)
+        labels = bev_aug.move_volume(self._known(truth), truth.grid, outside=truth.label_set.unknown)
         return batch, Targets(
-            labels_BXYZ=_tensor(bev_aug.flip_volume(self._known(truth))),
-            mask_camera_BXYZ=_mask(truth.mask_camera, bev_aug),
-            mask_lidar_BXYZ=_mask(truth.mask_lidar, bev_aug),
+            labels_BXYZ=_tensor(labels),
+            mask_camera_BXYZ=_mask(truth.mask_camera, truth.grid, bev_aug),
+            mask_lidar_BXYZ=_mask(truth.mask_lidar, truth.grid, bev_aug),
             depth_bins_BNhw=measured_depth_bins(batch.depth_BNHW, needs.depth_bins, needs.stride)
             if needs.depth_bins
             else None,
@@ -149,8 +152,8 @@ class OccupancyExamples:
         return _tensor(np.stack(maps))
 
 
-def _mask(mask: NDArray[np.bool_] | None, bev_aug: BevAug) -> torch.Tensor | None:
-    return None if mask is None else _tensor(bev_aug.flip_volume(mask))
+def _mask(mask: NDArray[np.bool_] | None, grid: VoxelGrid, bev_aug: BevAug) -> torch.Tensor | None:
+    return None if mask is None else _tensor(bev_aug.move_volume(mask, grid, outside=False))
 
 
 def _tensor(array: NDArray[np.generic]) -> torch.Tensor:

@@ -59,7 +59,8 @@ class SampleStream:
 
     length: int
     """Samples in the data set."""
-    epochs: int
+    epochs: float
+    """Passes over the data; the last may be a part of one."""
     batch: BatchConfig
     seed: int
     rank: int = 0
@@ -69,8 +70,8 @@ class SampleStream:
         """Refuse runs without a single step."""
         if self.length < 1:
             raise ValueError("the data set is empty: no keyframe of the chosen scenes has labels")
-        if self.epochs < 1:
-            raise ValueError(f"epochs={self.epochs}: expected at least 1")
+        if self.epochs <= 0:
+            raise ValueError(f"epochs={self.epochs}: expected more than none")
         self.batch.accumulate(self.processes)
         if self.steps < 1:
             raise ValueError(
@@ -81,7 +82,7 @@ class SampleStream:
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.length * self.epochs // self.batch.total
+        return int(self.length * self.epochs) // self.batch.total
 
     def order(self, epoch: int) -> list[int]:
         """The order of the samples in an epoch."""

@@ -150,6 +150,7 @@ def start_training(
                 world=world,
                 workers=settings.workers,
                 precision=settings.precision,
+                limit=recipe.data.val_keyframes,
                 progress=recorder.evaluating,
             )
         ),

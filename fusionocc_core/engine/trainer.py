@@ -44,7 +44,8 @@ MOST_SKIPPED = 30
 class TrainConfig:
     """How a network is trained; the defaults are the official FusionOcc recipe on any number of GPUs."""
 
-    epochs: int = 24
+    epochs: float = 24
+    """Passes over the data; a fraction of one is possible."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -70,10 +71,10 @@ class TrainConfig:
         """Refuse values that the loop does not know."""
         if self.precision not in PRECISIONS:
             raise ValueError(f"TrainConfig.precision={self.precision!r}: expected one of {tuple(PRECISIONS)}")
-        if min(self.epochs, self.log_every, self.evaluate_every) < 1 or self.workers < 0:
+        if self.epochs <= 0 or min(self.log_every, self.evaluate_every) < 1 or self.workers < 0:
             raise ValueError(
-                f"TrainConfig: epochs={self.epochs}, log_every={self.log_every}, evaluate_every={self.evaluate_every} "
-                f"must be at least 1, workers={self.workers} not negative"
+                f"TrainConfig: epochs={self.epochs} must be positive, log_every={self.log_every} and "
+                f"evaluate_every={self.evaluate_every} at least 1, workers={self.workers} not negative"
             )
 
 

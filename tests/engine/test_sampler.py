@@ -86,3 +86,17 @@ def test_processes_that_do_not_divide_the_total_are_told_what_would():
         stream(length=30, total=8, processes=3)
     with pytest.raises(ValueError, match="per_process=0"):
         BatchConfig(per_process=0)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.5, 1), (1.0, 3), (2.5, 8)])
+def test_a_part_of_an_epoch(epochs, steps):
+    line = stream(length=10, epochs=epochs, total=3)
+    keys = [key for step in line.step_keys() for key in step]
+    assert line.steps == steps
+    assert len(keys) == 3 * steps
+    assert keys == [key for step in stream(length=10, epochs=9, total=3).step_keys() for key in step][: len(keys)]
+
+
+def test_no_epoch_at_all():
+    with pytest.raises(ValueError, match="epochs=0: expected more than none"):
+        stream(epochs=0)

@@ -165,7 +165,7 @@ def test_two_processes_give_the_numbers_of_one(tree, run_folder, tmp_path, spawn
     [
         (["fusionocc_bas"], "did you mean fusionocc_base"),
         (["tiny", "--set", "train.optimiser.lr=1"], "did you mean train.optimizer.lr"),
-        (["tiny", "--set", "train.epochs=many"], "expected a whole number"),
+        (["tiny", "--set", "train.workers=many"], "expected a whole number"),
         (["tiny"], "--data ROOT and --out DIR are needed"),
         ([], "which recipe?"),
         (["nowhere.py:mine"], "nowhere.py: no such file of recipes"),
