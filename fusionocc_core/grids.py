@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -69,13 +70,22 @@ class VoxelGrid:
         return np.asarray(self.lower) + (np.asarray(indices) + 0.5) * np.asarray(self.voxel_size)
 
 
+SPACINGS = ("linear", "log", "log_official")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DepthBins:
-    """Depths along a camera ray: bin k covers [start + k * step, start + (k + 1) * step), metres."""
+    """Depths along a camera ray: bin k covers [edges[k], edges[k + 1]), metres."""
 
     start: float
     stop: float
     step: float
+    """Width of a bin, and where ``spacing`` is not linear what decides their number: (stop - start) / step."""
+    spacing: str = "linear"
+    """"linear": bins of equal width. "log": each bin wider than the last by the same factor, so that a bin is about as
+    long as depth is uncertain there (spacing-increasing, as in DORN). "log_official": the same with the last bin's
+    lower edge at stop - 1 m instead of where it would end at ``stop`` (BEVDet family; there too bins are counted from
+    steps)."""
 
     def __post_init__(self) -> None:
         """Refuse bins that are empty or do not fill the range."""
@@ -85,11 +95,38 @@ class DepthBins:
                 f"DepthBins: start={self.start}, stop={self.stop}, step={self.step} must give a whole number of bins "
                 "in front of the camera"
             )
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"DepthBins.spacing={self.spacing!r}: expected one of {SPACINGS}")
+        if self.spacing == "log_official" and (self.num < 2 or self.stop - 1 <= self.start):
+            raise ValueError(
+                f"DepthBins: spacing='log_official' wants two bins or more and start={self.start} below "
+                f"stop - 1 = {self.stop - 1} m"
+            )
 
     @cached_property
     def num(self) -> int:
         """How many bins."""
         return round((self.stop - self.start) / self.step)
+
+    @cached_property
+    def log_step(self) -> float:
+        """Logarithm of the factor between neighbouring edges.
+
+        Raises:
+            ValueError: the bins are linear.
+        """
+        if self.spacing == "linear":
+            raise ValueError("DepthBins.log_step: linear bins have no factor between their edges; use step")
+        if self.spacing == "log":
+            return math.log(self.stop / self.start) / self.num
+        return math.log((self.stop - 1) / self.start) / (self.num - 1)
+
+    @cached_property
+    def edges(self) -> tuple[float, ...]:
+        """The num + 1 borders of the bins, metres, rising."""
+        if self.spacing == "linear":
+            return tuple(self.start + k * self.step for k in range(self.num + 1))
+        return tuple(self.start * math.exp(k * self.log_step) for k in range(self.num + 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,10 @@ def measured_depth_bins(depth_BNHW: Tensor, bins: DepthBins, stride: int) -> Ten
         raise ValueError(f"depth_BNHW: {height} x {width} pixels are not a whole number of cells of {stride}")
     measured = depth_BNHW.where(depth_BNHW > 0, torch.inf)
     nearest = measured.view(b, n, height // stride, stride, width // stride, stride).amin(dim=(3, 5))
-    position = (nearest - (bins.start - bins.step)) / bins.step
+    if bins.spacing == "linear":
+        position = (nearest - (bins.start - bins.step)) / bins.step
+    else:
+        position = (nearest / bins.start).log() / bins.log_step + 1
     inside = (position >= 1) & (position < bins.num + 1)
     return position.where(inside, 0).long()
 
@@ -106,8 +109,8 @@ def frustum_samples(config: LiftConfig, bins: DepthBins, image_size: tuple[int, 
         u, v = torch.linspace(0, width - 1, w), torch.linspace(0, height - 1, h)
     else:
         u, v = torch.arange(w) * stride + (stride - 1) / 2, torch.arange(h) * stride + (stride - 1) / 2
-    offset = 0.5 if config.frustum_depths == "bin_centers" else 0.0
-    depth = bins.start + (torch.arange(bins.num) + offset) * bins.step
+    edges = torch.tensor(bins.edges, dtype=torch.float64)
+    depth = (edges[:-1] + edges[1:]) / 2 if config.frustum_depths == "bin_centers" else edges[:-1]
     grid = torch.meshgrid(depth.float(), v.float(), u.float(), indexing="ij")
     return torch.stack([grid[2], grid[1], grid[0]], dim=-1)
 

@@ -47,6 +47,23 @@ def test_depth_bins():
             DepthBins(start=start, stop=stop, step=step)
 
 
+def test_bins_of_growing_width():
+    log = DepthBins(start=1.0, stop=45.0, step=0.5, spacing="log")
+    assert log.num == 88
+    assert log.edges[0] == 1.0
+    assert log.edges[-1] == pytest.approx(45.0)
+    widths = np.diff(log.edges)
+    np.testing.assert_allclose(widths[1:] / widths[:-1], np.exp(log.log_step))
+    official = DepthBins(start=1.0, stop=45.0, step=0.5, spacing="log_official")
+    assert official.edges[-2] == pytest.approx(44.0)
+    with pytest.raises(ValueError, match="spacing='sid': expected one of"):
+        DepthBins(start=1.0, stop=45.0, step=0.5, spacing="sid")
+    with pytest.raises(ValueError, match="two bins or more"):
+        DepthBins(start=1.0, stop=2.0, step=1.0, spacing="log_official")
+    with pytest.raises(ValueError, match="linear bins have no factor"):
+        _ = DepthBins(start=1.0, stop=2.0, step=1.0).log_step
+
+
 def test_occ3d_labels():
     assert OCC3D_LABELS.num == 18
     assert OCC3D_LABELS.names[4] == "car"
