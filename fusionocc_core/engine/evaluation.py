@@ -82,13 +82,20 @@ class LabelledFrames(Dataset[LabelledFrame]):
     def __getitem__(self, index: int) -> LabelledFrame:
         """Read and prepare one."""
         frame = self.frames[index]
-        generator = torch.Generator().manual_seed(draw_seed(self.seed, 0, index))
-        truth = read_truth(self.frames, index, self.grid, self.label_set)
-        if self.rays:
-            truth = replace(truth, ray_origins=self._origins(index))
         return LabelledFrame(
-            batch=prepare(frame, self.inputs, self.grid, generator), truth=truth, stamp_ns=frame.stamp_ns
+            batch=prepare(frame, self.inputs, self.grid, self.generator(index)),
+            truth=self.truth(index),
+            stamp_ns=frame.stamp_ns,
         )
+
+    def generator(self, index: int) -> torch.Generator:
+        """Of the random thinning of one keyframe's points: the same at every call."""
+        return torch.Generator().manual_seed(draw_seed(self.seed, 0, index))
+
+    def truth(self, index: int) -> OccupancyTruth:
+        """The labels of one keyframe, with the rays' origins where they are wanted."""
+        truth = read_truth(self.frames, index, self.grid, self.label_set)
+        return replace(truth, ray_origins=self._origins(index)) if self.rays else truth
 
     def _origins(self, index: int) -> np.ndarray:
         frames = self.frames
@@ -130,7 +137,7 @@ def evaluate(
         on_frame: told of this process's frames.
         progress: told of each finished frame of this process, with the number of frames of all.
     """
-    indices = _spread(len(labelled), limit)
+    indices = spread(len(labelled), limit)
     mine = [indices[place] for place in shard(len(indices), world.rank, world.size)]
     score = OccupancyScore(labelled.grid, labelled.label_set, rays=labelled.rays)
     loader = DataLoader(
@@ -179,7 +186,12 @@ def _score(score: OccupancyScore, prediction: Occupancy, truth: OccupancyTruth, 
         on_frame(prediction, truth)
 
 
-def _spread(length: int, limit: int | None) -> Sequence[int]:
+def spread(length: int, limit: int | None) -> Sequence[int]:
+    """Up to ``limit`` of the indices of a sequence, evenly spread from the first to the last; None: all.
+
+    Raises:
+        ValueError: a limit below 1.
+    """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1 frame")
     if limit is None or limit >= length:
