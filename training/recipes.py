@@ -127,6 +127,32 @@ def tiny_simulated() -> Recipe:
     )
 
 
+def tiny_simulated_cpu() -> Recipe:
+    r"""The small network on simulated streets within half an hour of one CPU core: 300 samples in bf16.
+
+    Paper: none. Expected: docs/training.md, "Half an hour of a CPU". A short run differs from tiny_simulated in small
+    steps in large number, a high rate, norms and averages that follow at once.
+
+        fusionocc simulate --out data/sim --scenes 64 --keyframes 10 --seed 100 --image-size 800x450
+        python training/train.py tiny_simulated_cpu --data data/sim --out out/tiny_simulated_cpu
+    """
+    base, network = tiny_simulated(), networks.fusionocc_tiny()
+    return replace(
+        base,
+        model=replace(network, lidar=replace(network.lidar, norm_momentum=0.1)),
+        data=replace(base.data, val_keyframes=26),
+        train=replace(
+            base.train,
+            epochs=0.6,
+            batch=BatchConfig(total=2, per_process=2),
+            optimizer=OptimizerConfig(lr=2e-3),
+            schedule=ScheduleConfig(every="step", warmup_steps=15, warmup_ratio=0.1),
+            workers=0,
+            checkpoints=CheckpointConfig(every_steps=50, keep=1),
+        ),
+    )
+
+
 def tiny_overfit() -> Recipe:
     r"""The small network learns two simulated keyframes by heart: minutes on a CPU, to show that it all works.
 
