@@ -1,17 +1,21 @@
 """What may be done to a sample on its way into a network, as explicit parameters, and how to draw them.
 
 The rules are those of the BEVDet family (FusionOcc's official pipeline): a picture is resized, cropped to the network's
-size, mirrored, then turned; the space around the vehicle is mirrored along x and y. Turning or scaling that space is
-left out on purpose: upstream it would move the picture branch but neither the points nor the labels.
+size, mirrored, then turned; the space around the vehicle is mirrored along x and y. That space may be turned and
+scaled, too, which no default asks for: upstream moves the picture branch then, but neither the points nor the labels.
+Here points, labels, masks and the cameras' geometry move together.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from fusionocc_core.geometry import rotation_from_yaw
+from fusionocc_core.grids import VoxelGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,21 +50,70 @@ class ImageAug:
 
 @dataclass(frozen=True, kw_only=True)
 class BevAug:
-    """Mirrors the space around the vehicle: points, labels and the cameras' geometry, never the pictures."""
+    """Turns, scales, mirrors the space around the vehicle: points, labels, the cameras' geometry, never the pictures.
+
+    About the ego frame's origin, in this order: turned about z, scaled along all three axes, mirrored.
+    """
 
     flip_x: bool = False
     """x becomes -x: front and back are swapped."""
     flip_y: bool = False
     """y becomes -y: left and right are swapped."""
+    turn_degrees: float = 0.0
+    """From x towards y: counter-clockwise as seen from above."""
+    scale: float = 1.0
+    """Metres after for one metre before."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be undone."""
+        if not (0 < self.scale < np.inf and np.isfinite(self.turn_degrees)):
+            raise ValueError(
+                f"BevAug: scale={self.scale}, turn_degrees={self.turn_degrees}; expected a positive scale and finite "
+                "degrees"
+            )
 
     def matrix(self) -> NDArray[np.float64]:
-        """(4, 4) ego -> augmented ego."""
-        return np.diag([-1.0 if self.flip_x else 1.0, -1.0 if self.flip_y else 1.0, 1.0, 1.0])
+        """(4, 4) ego -> augmented ego; no rigid transform where it mirrors or scales."""
+        out = np.eye(4)
+        out[:3, :3] = self.scale * rotation_from_yaw(np.deg2rad(self.turn_degrees))
+        mirror = np.diag([-1.0 if self.flip_x else 1.0, -1.0 if self.flip_y else 1.0, 1.0, 1.0])
+        return mirror @ out + 0.0  # no negative zeros
 
-    def flip_volume(self, volume_XYZ: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Labels or masks (X, Y, Z) over a grid that is symmetric in x and y, seen in the augmented ego frame."""
-        steps = (-1 if self.flip_x else 1, -1 if self.flip_y else 1)
-        return np.ascontiguousarray(volume_XYZ[:: steps[0], :: steps[1]])
+    def move_volume(
+        self, volume_XYZ: NDArray[np.generic], grid: VoxelGrid, *, outside: int | bool
+    ) -> NDArray[np.generic]:
+        """Labels or masks (X, Y, Z) over a grid in the ego frame, seen over the same grid in the augmented ego frame.
+
+        Every voxel takes the value of the voxel that its centre comes from. Exact where centres come from centres
+        (mirroring a grid that is symmetric about the origin, quarter turns of a square one); elsewhere surfaces move by
+        up to half a voxel's diagonal.
+
+        Args:
+            volume_XYZ: the values.
+            grid: that they are on.
+            outside: the value of voxels that come from outside the grid, such as ``LabelSet.unknown``.
+        """
+        x, y, z = self._sources(grid)
+        nx, ny, nz = grid.shape
+        inside = (x >= 0) & (x < nx) & (y >= 0) & (y < ny)
+        columns = np.where(inside, x * ny + y, 0)
+        moved = volume_XYZ.reshape(nx * ny, nz)[columns]
+        moved[~inside] = outside
+        levels = (z >= 0) & (z < nz)
+        if levels.all() and (z == np.arange(nz)).all():
+            return moved
+        moved = np.take(moved, z.clip(0, nz - 1), axis=2)
+        moved[:, :, ~levels] = outside
+        return moved
+
+    def _sources(self, grid: VoxelGrid) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Voxel indices that the centres come from: x and y (X, Y), z (Z); they may lie outside the grid."""
+        aug2ego = np.linalg.inv(self.matrix()[:3, :3])
+        nx, ny, nz = grid.shape
+        floor = np.stack([*np.indices((nx, ny)).reshape(2, -1), np.zeros(nx * ny, dtype=np.int64)], axis=1)
+        upright = np.stack([np.zeros(nz, dtype=np.int64)] * 2 + [np.arange(nz)], axis=1)
+        x, y = grid.indices(grid.centers(floor) @ aug2ego.T)[:, :2].T.reshape(2, nx, ny)
+        return x, y, grid.indices(grid.centers(upright) @ aug2ego.T)[:, 2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +123,24 @@ class AugmentationConfig:
     scale_offset: tuple[float, float] = (-0.06, 0.11)
     """Added to the scale that fits the source picture's width."""
     turn_degrees: tuple[float, float] = (-5.4, 5.4)
+    """Of each picture."""
     mirror_chance: float = 0.5
     flip_x_chance: float = 0.5
     flip_y_chance: float = 0.5
+    bev_turn_degrees: tuple[float, float] = (0.0, 0.0)
+    """Of the space around the vehicle; see BevAug."""
+    bev_scale: tuple[float, float] = (1.0, 1.0)
+    """Likewise."""
+
+    def __post_init__(self) -> None:
+        """Refuse ranges that run backwards or scale to nothing."""
+        for name in ("scale_offset", "turn_degrees", "bev_turn_degrees", "bev_scale"):
+            low, high = getattr(self, name)
+            if not -np.inf < low <= high < np.inf or (name == "bev_scale" and low <= 0):
+                kind = "positive numbers" if name == "bev_scale" else "numbers"
+                raise ValueError(
+                    f"AugmentationConfig.{name}={getattr(self, name)}: expected two finite {kind}, the lower first"
+                )
 
 
 def fit_image(source_size: tuple[int, int], image_size: tuple[int, int]) -> ImageAug:
@@ -102,9 +170,19 @@ def draw_image_aug(
 
 
 def draw_bev_aug(config: AugmentationConfig, generator: torch.Generator) -> BevAug:
-    """Draw the mirroring of the space around the vehicle."""
+    """Draw what is done to the space around the vehicle.
+
+    Two numbers are drawn, and two more where the configuration turns or scales: without, every later draw stays what it
+    was before there was a choice.
+    """
     flip_x, flip_y = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-    return BevAug(flip_x=flip_x < config.flip_x_chance, flip_y=flip_y < config.flip_y_chance)
+    mirrored = BevAug(flip_x=flip_x < config.flip_x_chance, flip_y=flip_y < config.flip_y_chance)
+    if config.bev_turn_degrees == (0.0, 0.0) and config.bev_scale == (1.0, 1.0):
+        return mirrored
+    turn, scale = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    return replace(
+        mirrored, turn_degrees=_between(config.bev_turn_degrees, turn), scale=_between(config.bev_scale, scale)
+    )
 
 
 def _resize_and_crop(

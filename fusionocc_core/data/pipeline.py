@@ -46,11 +46,11 @@ def prepare(
     Args:
         frame: what the sensors saw; pictures may differ in size.
         inputs: what the network wants.
-        grid: the range of points to keep; in the ego frame.
+        grid: the range of points to keep; in the (augmented) ego frame.
         generator: CPU generator for random thinning; None draws the same for every call.
         image_augs: camera name -> augmentation, also used for that camera's earlier pictures; None fits the pictures in
             the fixed way of test time.
-        bev_aug: mirroring of the space around the vehicle; None leaves it.
+        bev_aug: what is done to the space around the vehicle; None leaves it.
 
     Raises:
         ValueError: no camera, more cameras than the network takes, an augmentation is missing for a camera, an earlier
@@ -113,7 +113,8 @@ def _check(frame: SensorFrame, inputs: InputConfig, grid: VoxelGrid) -> None:
     if len(frame.cameras) > inputs.num_cameras:
         raise ValueError(
             f"{where} has {len(frame.cameras)} cameras ({', '.join(c.name for c in frame.cameras)}), the network takes "
-            f"at most {inputs.num_cameras}; choose cameras, or raise num_cameras in its InputConfig"
+            f"at most {inputs.num_cameras}: name those to use (`fusionocc predict --cameras`, camera_names of the ROS node, "
+            "cameras= of NuScenesFrames), or take a network with a higher InputConfig.num_cameras"
         )
     if grid.frame != "ego":
         raise ValueError(f'grid.frame={grid.frame!r}: sensors are brought to the ego frame; expected a grid in "ego"')

@@ -26,14 +26,15 @@ def gather_points(
 ) -> Tensor:
     """The cloud (P, 5) that enters the LiDAR branch, in the augmented key ego frame.
 
-    The order of steps is upstream's, since the random thinning depends on it: earlier sweeps to the key sweep's axes,
-    thinning, key ego frame, range filter, mirroring.
+    Earlier sweeps are brought to the key sweep's axes, then thinned (before anything is filtered, as upstream: the
+    draws depend on it), brought to the augmented key ego frame and filtered there. Upstream filters before it mirrors,
+    which is the same in a range that is symmetric; turned or scaled, the cloud fills the grid as it will at test time.
 
     Args:
         frame: with a LiDAR sweep.
         inputs: which sweeps, how many, how thinned.
-        grid: the range to keep.
-        bev_aug: mirroring.
+        grid: the range to keep, in the augmented frame.
+        bev_aug: what is done to the space around the vehicle.
         generator: a CPU generator for the thinning.
     """
     if frame.lidar is None:
@@ -44,9 +45,9 @@ def gather_points(
     if inputs.thin_rings_up_to is not None:
         points = thin_rings(points, inputs.thin_rings_up_to, inputs.thin_keep, generator)
     points = _transformed(points, _float32(lidar2keyego(frame)))
-    points = points[in_range(points, grid, inputs.range_margin)]
-    points[:, :3] *= _float32(bev_aug.matrix().diagonal()[:3])
-    return points
+    if bev_aug != BevAug():
+        points = _transformed(points, _float32(bev_aug.matrix()))
+    return points[in_range(points, grid, inputs.range_margin)]
 
 
 def chosen_sweeps(current: LidarSweep, history: Sequence[LidarSweep], inputs: InputConfig) -> list[LidarSweep]:

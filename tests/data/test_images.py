@@ -156,19 +156,6 @@ def test_draws_are_seeded_and_within_their_ranges() -> None:
         draw_image_aug((9, 16), (4, 8), AugmentationConfig(scale_offset=(-0.49, -0.49)), generator)
 
 
-@pytest.mark.parametrize(("flip_x", "flip_y"), [(False, False), (True, False), (False, True), (True, True)])
-def test_mirrored_labels_lie_where_mirrored_points_lie(flip_x: bool, flip_y: bool) -> None:
-    from fusionocc_core.grids import OCC3D_GRID
-
-    aug = BevAug(flip_x=flip_x, flip_y=flip_y)
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 18, OCC3D_GRID.shape, dtype=np.uint8)
-    indices = rng.integers(0, OCC3D_GRID.shape, (200, 3))
-    centers = OCC3D_GRID.centers(indices) @ aug.matrix()[:3, :3].T
-    mirrored = OCC3D_GRID.indices(centers)
-    np.testing.assert_array_equal(aug.flip_volume(labels)[tuple(mirrored.T)], labels[tuple(indices.T)])
-
-
 def test_normalisation_and_the_order_of_channels() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     inputs = InputConfig(image_size=(5, 7))

@@ -18,7 +18,7 @@ from fusionocc_core.data.nuscenes import CAMERA_ORDER
 from fusionocc_core.data.pipeline import prepare
 from fusionocc_core.data.points import chosen_sweeps, sweep_in_key_lidar, thin_rings
 from fusionocc_core.geometry import transform_from_wxyz
-from fusionocc_core.grids import VoxelGrid
+from fusionocc_core.grids import OCC3D_GRID, VoxelGrid
 from fusionocc_core.structures import Batch, CameraImage, InputConfig, LidarSweep, SensorFrame
 
 pytestmark = pytest.mark.data
@@ -191,7 +191,7 @@ def test_labels_are_mirrored_with_the_space(
 ) -> None:
     _, bev_aug = recorded_augs(golden, mode)
     with np.load(folder / "pipeline_input" / "gts" / "labels.npz") as labels:
-        volume = bev_aug.flip_volume(labels[key])
+        volume = bev_aug.move_volume(labels[key], OCC3D_GRID, outside=255)
     np.testing.assert_array_equal(volume[:, :, 3], golden[f"{mode}.{name}_slice_z3"])
 
 

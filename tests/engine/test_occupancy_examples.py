@@ -10,6 +10,7 @@ import torch
 from labelled_sample_tree import write_labelled_tree
 from small_recipes import GRID, small, small_flipped, small_plain
 
+from fusionocc_core.data.augmentation import AugmentationConfig
 from fusionocc_core.data.imgseg import imgseg_path
 from fusionocc_core.data.occ3d import occ3d_path, read_occ3d
 from fusionocc_core.engine.labels import crop_truth
@@ -68,6 +69,41 @@ def test_flips_reach_labels_masks_and_points_alike(frames):
         assert torch.equal(getattr(flipped.targets, name), getattr(plain.targets, name).flip(1, 2))
     turned = flipped.batch.points[0] * torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0])
     assert torch.equal(turned, plain.batch.points[0])
+
+
+def test_turned_and_scaled_space_takes_labels_masks_and_points_along(frames):
+    aug = AugmentationConfig(
+        flip_x_chance=0.0, flip_y_chance=1.0, bev_turn_degrees=(90.0, 90.0), scale_offset=(0.0, 0.0), mirror_chance=0.0
+    )
+    plain = source(frames, small_plain()).examples([SampleKey(0, 2)])
+    turned = source(frames, small(), augmentation=aug).examples([SampleKey(0, 2)])
+    for name in ("labels_BXYZ", "mask_camera_BXYZ", "mask_lidar_BXYZ"):
+        assert torch.equal(getattr(turned.targets, name)[0], getattr(plain.targets, name)[0].rot90().flip(1))
+    x, y, z, intensity, ring = plain.batch.points[0].T
+    torch.testing.assert_close(turned.batch.points[0], torch.stack([-y, -x, z, intensity, ring], dim=1))
+
+    shrunk = source(frames, small(), augmentation=replace(aug, bev_scale=(0.5, 0.5))).examples([SampleKey(0, 2)])
+    inner = shrunk.targets.labels_BXYZ[0, 6:18, 6:18, :9]
+    assert (shrunk.targets.labels_BXYZ != 255).sum() == (inner != 255).sum()
+    unknown = shrunk.targets.labels_BXYZ == 255
+    assert 0.5 < unknown.float().mean() < 1
+    assert not (shrunk.targets.mask_camera_BXYZ & unknown).any()
+    assert not (shrunk.targets.mask_lidar_BXYZ & unknown).any()
+    torch.testing.assert_close(shrunk.batch.bev_aug_B44[0, :3, :3], turned.batch.bev_aug_B44[0, :3, :3] * 0.5)
+    assert len(shrunk.batch.points[0]) > len(turned.batch.points[0])
+
+
+def test_label_mask_hides_labels_before_the_space_is_turned(frames):
+    aug = AugmentationConfig(bev_turn_degrees=(-25.0, 25.0), bev_scale=(0.9, 1.1))
+    for mask in ("camera", "lidar"):
+        kept, hidden = (
+            source(frames, small(), augmentation=aug, label_mask=m).examples([SampleKey(1, 3)]).targets
+            for m in ("none", mask)
+        )
+        seen = kept.mask_camera_BXYZ if mask == "camera" else kept.mask_lidar_BXYZ
+        assert torch.equal(hidden.labels_BXYZ, kept.labels_BXYZ.where(seen, torch.tensor(255, dtype=torch.uint8)))
+        assert 0.1 < seen.float().mean() < 0.9
+        assert torch.equal(hidden.mask_lidar_BXYZ, kept.mask_lidar_BXYZ)
 
 
 def test_draws_follow_from_the_key_alone(frames):
