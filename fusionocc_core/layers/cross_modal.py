@@ -7,6 +7,7 @@ C channels, h w feature map, D depth bins, V the camera vector. Submodules carry
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -126,10 +127,21 @@ class AtrousBranch(nn.Module):
         return torch.relu(self.bn(self.atrous_conv(x_BChw)))
 
 
+class AsppConfig(Protocol):
+    """What the pyramid reads of the config of the network that it is part of."""
+
+    @property
+    def aspp_channels(self) -> int: ...  # noqa: D102
+    @property
+    def aspp_dilations(self) -> tuple[int, int, int]: ...  # noqa: D102
+    @property
+    def dropout(self) -> float: ...  # noqa: D102
+
+
 class Aspp(nn.Module):
     """Atrous spatial pyramid pooling (Chen et al., DeepLabv3, 2017) with the input's width as its output's."""
 
-    def __init__(self, in_channels: int, config: DepthSegConfig) -> None:
+    def __init__(self, in_channels: int, config: AsppConfig) -> None:
         super().__init__()
         channels = config.aspp_channels
         first, second, third = config.aspp_dilations
