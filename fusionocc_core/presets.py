@@ -22,6 +22,8 @@ from fusionocc_core.checkpoints import (
     read_model,
     read_official,
 )
+from fusionocc_core.models.flashocc import FlashOcc, FlashOccConfig
+from fusionocc_core.models.flashocc_presets import flashocc_m0, flashocc_m1, flashocc_tiny
 from fusionocc_core.models.fusionocc import FusionOcc, FusionOccConfig
 from fusionocc_core.models.fusionocc_presets import fusionocc_base, fusionocc_tiny
 from fusionocc_core.models.network import NetworkConfig, OccupancyNetwork
@@ -30,12 +32,18 @@ from fusionocc_core.structures import UNTRAINED
 PRESETS: dict[str, Callable[[], NetworkConfig]] = {
     "fusionocc-base": fusionocc_base,
     "fusionocc-tiny": fusionocc_tiny,
+    "flashocc-m0": flashocc_m0,
+    "flashocc-m1": flashocc_m1,
+    "flashocc-tiny": flashocc_tiny,
 }
 
 FRESH_SEED = 0
 """What `fusionocc predict` and the node draw fresh weights with, so that all runs have the same ones."""
 
-NETWORKS: tuple[tuple[type[OccupancyNetwork], type[Any]], ...] = ((FusionOcc, FusionOccConfig),)
+NETWORKS: tuple[tuple[type[OccupancyNetwork], type[Any]], ...] = (
+    (FusionOcc, FusionOccConfig),
+    (FlashOcc, FlashOccConfig),
+)
 """Every network with its config. Our files name them by their class."""
 
 

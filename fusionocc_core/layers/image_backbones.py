@@ -1,6 +1,6 @@
-"""Pictures to feature maps: the Swin of the official checkpoint, and any convolutional network of timm.
+"""Pictures to feature maps: the Swin and the ResNet of official checkpoints, any convolutional network of timm.
 
-Both give two maps, at ``stride`` and at twice ``stride``, finest first. Legend: B pictures, C channels, H W picture
+All give two maps, at ``stride`` and at twice ``stride``, finest first. Legend: B pictures, C channels, H W picture
 size, h w map size, N tokens of a window.
 """
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fusionocc_core.layers.resnet import ResNetBackbone, ResNetConfig
 from fusionocc_core.layers.torchvision_shim import import_timm
 
 
@@ -74,15 +75,17 @@ class TimmBackboneConfig:
     """Channels of the two maps, finest first; checked against timm's when the network is built."""
 
 
-ImageBackboneConfig = SwinConfig | TimmBackboneConfig
+ImageBackboneConfig = SwinConfig | ResNetConfig | TimmBackboneConfig
 
 PATCH = 4
 """Edge of a Swin patch, pixels."""
 
 
-def make_image_backbone(config: ImageBackboneConfig) -> SwinBackbone | TimmBackbone:
+def make_image_backbone(config: ImageBackboneConfig) -> SwinBackbone | ResNetBackbone | TimmBackbone:
     """The backbone that the configuration describes, with fresh weights."""
-    return SwinBackbone(config) if isinstance(config, SwinConfig) else TimmBackbone(config)
+    if isinstance(config, SwinConfig):
+        return SwinBackbone(config)
+    return ResNetBackbone(config) if isinstance(config, ResNetConfig) else TimmBackbone(config)
 
 
 class TimmBackbone(nn.Module):

@@ -172,6 +172,11 @@ class Lift(nn.Module):
         return keep_last(self._plans, calibration_key(cameras), lambda: self.plan(cameras), self.KEPT_PLANS)
 
 
+def collapse_height(volume_BCZYX: Tensor) -> Tensor:
+    """The heights of a volume one after the other in the channels of a bird's-eye view, (B, Z * C, Y, X)."""
+    return volume_BCZYX.transpose(1, 2).flatten(1, 2)
+
+
 def calibration_key(cameras: Cameras) -> tuple[object, ...]:
     """A hashable value that is equal for two frames exactly when every number of their calibration is."""
     tensors = (cameras.intrinsics_BN33, cameras.image_aug_BN44, cameras.cam2keyego_BN44, cameras.bev_aug_B44)

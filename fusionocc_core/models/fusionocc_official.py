@@ -63,8 +63,13 @@ def official_state_dict(model: FusionOcc) -> dict[str, Tensor]:
         raise ValueError(
             f"official_state_dict: the official network has a Swin backbone, this one {model.config.image_backbone}"
         )
+    return to_official(model.state_dict())
+
+
+def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of :func:`from_official`; sparse weights as mmcv keeps them."""
     official = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         if MERGED.match(name):
             tensor = merging_to_official(tensor)
         elif SPARSE.fullmatch(name):

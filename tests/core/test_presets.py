@@ -34,7 +34,7 @@ def tiny():
 
 
 def test_names():
-    assert list_presets() == ("fusionocc-base", "fusionocc-tiny")
+    assert list_presets() == ("fusionocc-base", "fusionocc-tiny", "flashocc-m0", "flashocc-m1", "flashocc-tiny")
 
 
 @pytest.mark.parametrize(

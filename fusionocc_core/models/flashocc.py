@@ -1,0 +1,192 @@
+"""FlashOcc: cameras to semantic voxels with 2D convolutions alone (Yu et al., "FlashOcc", 2023).
+
+The pictures are lifted into a bird's-eye view of one layer; a head turns its channels into heights. Legend: B samples,
+T frames in time (0 = now), N cameras, C channels, K classes, D depth bins, V camera vector, H W picture, h w feature
+map, Z Y X voxels. Submodules carry the names of the official checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
+from fusionocc_core.layers.bev_encoder import BevFpnLss, BevResNet, BevResNetConfig
+from fusionocc_core.layers.height_head import ChannelToHeight
+from fusionocc_core.layers.image_backbones import ImageBackboneConfig, make_image_backbone
+from fusionocc_core.layers.image_necks import ImageNeckConfig, make_image_neck
+from fusionocc_core.layers.lss import DepthAndContext, Lss, LssConfig
+from fusionocc_core.layers.view_transform import (
+    Cameras,
+    Lift,
+    LiftConfig,
+    camera_vectors,
+    cameras_at,
+    collapse_height,
+)
+from fusionocc_core.models.flashocc_official import check_official_grid, from_official
+from fusionocc_core.models.network import OccupancyNetwork
+from fusionocc_core.structures import Batch, InputConfig, Outputs
+
+ViewConfig = LssConfig
+"""Ways from a feature map to depth and context: a config with ``channels``, and a module in ``make_view``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlashOccConfig:
+    """Everything that decides what a FlashOcc network computes.
+
+    ``lift`` and several fields of ``inputs`` name habits of the official checkpoints; their defaults are the correct
+    behaviour.
+    """
+
+    inputs: InputConfig
+    grid: VoxelGrid
+    """The voxels of the answer; the bird's-eye view has its cells along x and y."""
+    label_set: LabelSet
+    depth_bins: DepthBins
+    image_backbone: ImageBackboneConfig
+    image_neck: ImageNeckConfig
+    view: ViewConfig
+    lift: LiftConfig
+    bev_encoder: BevResNetConfig
+    bev_channels: int = 256
+    """In front of the head."""
+    frame_blocks: int = 0
+    """Residual blocks on the bird's-eye view of each frame, before the frames are joined."""
+    frame_order: str = "newest_first"
+    """Order of the frames in the channels of the joined view: "newest_first" or "oldest_first"."""
+    history_gradient: bool = True
+    """False: earlier pictures get no gradient (official: saves memory; their batch norms still learn statistics)."""
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together."""
+        if self.frame_order not in ("newest_first", "oldest_first"):
+            raise ValueError(
+                f"FlashOccConfig.frame_order={self.frame_order!r}: expected 'newest_first' or 'oldest_first'"
+            )
+        if any(edge % self.feature_stride for edge in self.inputs.image_size):
+            raise ValueError(
+                f"FlashOccConfig: inputs.image_size={self.inputs.image_size} must be multiples of {self.feature_stride}"
+            )
+        cells, shrink = self.grid.shape[:2], prod(self.bev_encoder.strides)
+        if any(edge % shrink for edge in cells):
+            raise ValueError(f"FlashOccConfig: the grid's {cells} cells along x and y must be multiples of {shrink}")
+        if self.inputs.depth_range != (self.depth_bins.start, self.depth_bins.stop):
+            raise ValueError(
+                f"FlashOccConfig: inputs.depth_range={self.inputs.depth_range} is not the range of {self.depth_bins}"
+            )
+
+    @property
+    def feature_stride(self) -> int:
+        """Pixels of the network's picture a feature cell."""
+        return self.image_backbone.stride
+
+    @property
+    def num_frames(self) -> int:
+        """Pictures a camera: now and the earlier keyframes."""
+        return 1 + self.inputs.camera_history
+
+    @property
+    def joined_channels(self) -> int:
+        """Channels of the bird's-eye view that joins the frames."""
+        return self.num_frames * self.view.channels
+
+    @property
+    def bev_grid(self) -> VoxelGrid:
+        """The bird's-eye view: the grid of the answer as one layer of its whole height."""
+        x, y, _ = self.grid.voxel_size
+        return replace(self.grid, voxel_size=(x, y, self.grid.upper[2] - self.grid.lower[2]))
+
+
+def make_view(config: ViewConfig, in_channels: int, *, num_depths: int) -> Lss:
+    """The module that the configuration describes, with fresh weights."""
+    return Lss(config, in_channels, num_depths=num_depths)
+
+
+class FlashOcc(OccupancyNetwork):
+    """Pictures are lifted into a bird's-eye view, encoded there in 2D, and every cell's channels become a column."""
+
+    config: FlashOccConfig
+
+    def __init__(self, config: FlashOccConfig) -> None:
+        super().__init__(config)
+        context, encoder = config.view.channels, config.bev_encoder
+        self.img_backbone = make_image_backbone(config.image_backbone)
+        self.img_neck = make_image_neck(config.image_neck, config.image_backbone.out_channels)
+        self.img_view_transformer = make_view(config.view, config.image_neck.channels, num_depths=config.depth_bins.num)
+        self.lift = Lift(
+            config.lift,
+            bins=config.depth_bins,
+            grid=config.bev_grid,
+            image_size=config.inputs.image_size,
+            stride=config.image_backbone.stride,
+        )
+        self.pre_process_net = None
+        if config.frame_blocks:
+            single = BevResNetConfig(channels=(context,), blocks=(config.frame_blocks,), strides=(1,))
+            self.pre_process_net = BevResNet(single, context)
+        self.img_bev_encoder_backbone = BevResNet(encoder, config.joined_channels)
+        self.img_bev_encoder_neck = BevFpnLss(encoder.channels, config.bev_channels, upsampling=encoder.strides[0])
+        self.occ_head = ChannelToHeight(
+            config.bev_channels, heights=config.grid.shape[2], num_classes=config.label_set.num
+        )
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Class scores of every voxel, and the depth scores of the current pictures.
+
+        Raises:
+            ValueError: the batch holds no camera, or another number of frames or another picture size than configured.
+        """
+        self._check(batch)
+        views = []
+        for time in reversed(range(self.config.num_frames)):  # oldest first
+            learn = torch.is_grad_enabled() and (time == 0 or self.config.history_gradient)
+            with torch.set_grad_enabled(learn):
+                seen = self._see(batch, time)
+                views.append(self._to_bev(seen, cameras_at(batch, time)))
+        if self.config.frame_order == "newest_first":
+            views.reverse()
+        maps = self.img_bev_encoder_backbone(torch.cat(views, dim=1))
+        bev_BCYX = self.img_bev_encoder_neck(maps[0], maps[-1])
+        shape_BN = batch.depth_BNHW.shape[:2]
+        return Outputs(
+            logits_BKXYZ=self.occ_head(bev_BCYX), depth_logits_BNDhw=seen.depth_logits_BDhw.unflatten(0, shape_BN)
+        )
+
+    def _see(self, batch: Batch, time: int) -> DepthAndContext:
+        """What is in the pictures of one frame; the cameras of all samples lie along the first axis."""
+        features_BChw = self.img_neck(*self.img_backbone(batch.images_BTNCHW[:, time].flatten(0, 1)))
+        vectors_BNV = camera_vectors(cameras_at(batch, time), batch.cam2keyego_BTN44[:, time])
+        seen: DepthAndContext = self.img_view_transformer(features_BChw, vectors_BNV.flatten(0, 1))
+        return seen
+
+    def _to_bev(self, seen: DepthAndContext, cameras: Cameras) -> Tensor:
+        """The context of one frame in the bird's-eye view, (B, C, Y, X)."""
+        shape_BN = cameras.intrinsics_BN33.shape[:2]
+        depth_BNDhw = seen.depth_logits_BDhw.softmax(dim=1).unflatten(0, shape_BN)
+        volume_BCZYX = self.lift(depth_BNDhw, seen.context_BChw.unflatten(0, shape_BN), cameras)
+        bev_BCYX = collapse_height(volume_BCZYX)
+        return bev_BCYX if self.pre_process_net is None else self.pre_process_net(bev_BCYX)[0]
+
+    def _check(self, batch: Batch) -> None:
+        frames, cameras = batch.images_BTNCHW.shape[1:3]
+        size = tuple(batch.images_BTNCHW.shape[4:])
+        if frames != self.config.num_frames or size != self.config.inputs.image_size or cameras < 1:
+            raise ValueError(
+                f"FlashOcc: the batch holds {frames} frames of {cameras} pictures of {size} pixels; this network "
+                f"takes {self.config.num_frames} frames of at least one picture of {self.config.inputs.image_size}"
+            )
+
+    @classmethod
+    def state_from_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See models/flashocc_official.py."""
+        return from_official(state)
+
+    def check_official_config(self, config_text: str, source: str) -> None:
+        """The grid of the checkpoint must be this network's bird's-eye view."""
+        check_official_grid(config_text, self.config.bev_grid, source)
