@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from fusionocc_core.data.imgseg import ImgsegJob
     from fusionocc_core.data.nuscenes import NuScenesFrames
 
+logger = logging.getLogger(__name__)
+
 _CHUNK = 8
 """Keyframes that a worker process takes at a time."""
 
@@ -37,10 +40,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command."""
     parser = subparsers.add_parser(
         "prepare",
-        help="label maps of pictures from lidarseg; --check: is everything there?",
-        description="Paint the label maps of pictures that FusionOcc trains on (ROOT/imgseg) from the labelled LiDAR "
-        "points of nuScenes-lidarseg. A run that was stopped goes on where it was. With --check nothing is written: "
-        "every file that training needs is looked at, and what is missing is listed with the place to get it from.",
+        help="label maps of pictures from lidarseg, an index of the tables; --check: is everything there?",
+        description="Write an index of the tables (ROOT/cache), with which the data set opens quickly, and paint the "
+        "label maps of pictures that FusionOcc trains on (ROOT/imgseg) from the labelled LiDAR points of "
+        "nuScenes-lidarseg. A run that was stopped goes on where it was. With --check nothing is written: every file "
+        "that training needs is looked at, and what is missing is listed with the place to get it from.",
     )
     parser.add_argument("root", type=Path, metavar="ROOT", help="the data set: the folder with samples/ and v1.0-*/")
     parser.add_argument("--version", help="folder of tables, such as v1.0-mini; not needed where there is only one")
@@ -66,7 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Paint or check, and print a table."""
+    """Write the index and paint, or check, and print a table."""
     from rich.console import Console
 
     from fusionocc_core.data.imgseg import LIDARSEG_DOWNLOAD
@@ -90,7 +94,19 @@ def run(args: argparse.Namespace) -> int:
         frames = NuScenesFrames(args.root, version=version, split=args.split, scenes=args.scene)
     if args.check:
         return check(frames, args.need, workers=workers, deep=args.deep, listing=args.list, console=console)
+    index(frames, console)
     return paint(frames, workers=workers, overwrite=args.overwrite, console=console)
+
+
+def index(frames: NuScenesFrames, console: Console) -> None:
+    """Write the index of the tables unless it was there; a data set that cannot have one is used without."""
+    if not frames.has_index:
+        try:
+            path = frames.write_index()
+        except (OSError, ValueError) as error:
+            logger.warning("no index of the tables, the data set opens slowly but works: %s", error)
+            return
+        console.print(f"index of the tables: {path.resolve()}", highlight=False, soft_wrap=True)
 
 
 def missing_lidarseg(root: Path, version: str) -> list[Path]:

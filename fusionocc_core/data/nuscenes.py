@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionocc_core.data.files import REDUCTIONS, read_cloud, read_image
-from fusionocc_core.data.nuscenes_tables import Box, Keyframe, SensorRecord, Tables, find_version, shorten
+from fusionocc_core.data.index_cache import Index, read_index, table_state, write_index
+from fusionocc_core.data.nuscenes_tables import (
+    Box,
+    Keyframe,
+    SensorRecord,
+    Tables,
+    find_version,
+    scenes_of_split,
+    shorten,
+)
 from fusionocc_core.data.threads import map_in_threads
 from fusionocc_core.geometry import inverse
 from fusionocc_core.structures import CameraImage, LidarSweep, SensorFrame
@@ -36,6 +45,8 @@ class NuScenesFrames(Sequence[SensorFrame]):
     Scenes follow each other by their first stamp, keyframes within a scene by theirs. The reference time of a frame is
     its LiDAR sweep's stamp. Every picture and sweep carries the ego pose at its own stamp. History holds the preceding
     keyframes of the same scene, newest first; what would lie before the scene's start is absent.
+
+    Where `fusionocc prepare` has written an index of the tables that is up to date, no table is read on opening.
 
     An object can be pickled and shared with DataLoader workers: it then carries paths and poses, not the tables.
     A slice is again a NuScenesFrames, over fewer keyframes of the same data.
@@ -80,14 +91,19 @@ class NuScenesFrames(Sequence[SensorFrame]):
         self.version = find_version(self.root, version)
         self.camera_history, self.lidar_history = camera_history, lidar_history
         self.reduce, self.threads = reduce, threads
-        tables = Tables(self.root, self.version)
-        self._tables: Tables | None = tables
-        self.cameras = _choose_cameras(tables, cameras)
+        self._table_state = table_state(self.root, self.version)
+        index = read_index(self.root, self.version)
+        self._tables = None if index else Tables(self.root, self.version)
+        self.has_index = index is not None
+        """Whether the index that `fusionocc prepare` writes was there and valid, so that no table was read."""
+        source = index or self._open_tables()
+        self.cameras = _choose_cameras(source, cameras)
         """Channels in the order of SensorFrame.cameras."""
-        self.lidar = _choose_lidar(tables, lidar)
+        self.lidar = _choose_lidar(source, lidar)
         """Channel of the LiDAR, or None where the data set has none."""
         channels = {*self.cameras, *([self.lidar] if self.lidar else [])}
-        self._keyframes = tables.keyframes(_choose_scenes(tables, split, scenes), channels)
+        chosen = _choose_scenes(source, self.root / self.version, split, scenes)
+        self._keyframes = source.keyframes(chosen, channels)
         if not self._keyframes:
             raise ValueError(
                 f"{self.root / self.version}: no keyframe in the chosen scenes; table sample is empty for them"
@@ -189,6 +205,18 @@ class NuScenesFrames(Sequence[SensorFrame]):
         chosen = {*self.cameras, self.lidar}
         channels = {c for c, m in tables.channels.items() if m in modalities and (m == "radar" or c in chosen)}
         return tables.sensor_records(scene, channels)
+
+    def write_index(self) -> Path:
+        """Write what opening takes out of the tables, of all scenes, to a file that makes it quick; see index_cache.
+
+        Returns:
+            The file.
+
+        Raises:
+            OSError: it cannot be written.
+            ValueError: tables with a broken record, in whatever scene or channel.
+        """
+        return write_index(self._open_tables(), self._table_state)
 
     def _open_tables(self) -> Tables:
         if self._tables is None:
@@ -296,7 +324,7 @@ def _check_arguments(camera_history: int, lidar_history: int, reduce: int, threa
         raise ValueError(f"threads={threads}: expected 1 or more, or None to choose")
 
 
-def _choose_cameras(tables: Tables, cameras: Sequence[str] | None) -> tuple[str, ...]:
+def _choose_cameras(tables: Tables | Index, cameras: Sequence[str] | None) -> tuple[str, ...]:
     present = [channel for channel, modality in tables.channels.items() if modality == "camera"]
     if cameras is None:
         return tuple(
@@ -310,7 +338,7 @@ def _choose_cameras(tables: Tables, cameras: Sequence[str] | None) -> tuple[str,
     return tuple(cameras)
 
 
-def _choose_lidar(tables: Tables, lidar: str | None) -> str | None:
+def _choose_lidar(tables: Tables | Index, lidar: str | None) -> str | None:
     present = sorted(channel for channel, modality in tables.channels.items() if modality == "lidar")
     if lidar is None and (LIDAR_CHANNEL in present or len(present) < 2):
         return LIDAR_CHANNEL if LIDAR_CHANNEL in present else next(iter(present), None)
@@ -319,11 +347,11 @@ def _choose_lidar(tables: Tables, lidar: str | None) -> str | None:
     return lidar
 
 
-def _choose_scenes(tables: Tables, split: str | None, scenes: Iterable[str] | None) -> list[str]:
+def _choose_scenes(tables: Tables | Index, folder: Path, split: str | None, scenes: Iterable[str] | None) -> list[str]:
     if split is not None and scenes is not None:
         raise ValueError(f"split={split!r} and scenes= are both given; choose one of them")
     if split is not None:
-        return tables.scenes_of_split(split)
+        return scenes_of_split(folder, tables.scene_names, split)
     if scenes is None:
         return tables.scene_names
     chosen = [scenes] if isinstance(scenes, str) else list(scenes)

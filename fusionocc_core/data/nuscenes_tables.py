@@ -166,32 +166,6 @@ class Tables:
         """Names of all scenes, in the table's order."""
         return [row["name"] for row in self._devkit.scene]
 
-    def scenes_of_split(self, split: str) -> list[str]:
-        """Names of the scenes of an official split, or of one in ``<version>/splits.json``, that are in this data set.
-
-        Raises:
-            ValueError: no such split, or none of its scenes is here.
-        """
-        from nuscenes.utils.splits import create_splits_scenes
-
-        splits: dict[str, list[str]] = dict(create_splits_scenes())
-        custom = self.root / self.version / "splits.json"
-        if custom.is_file():
-            splits.update(_read_json(custom))
-        if split not in splits:
-            raise ValueError(
-                f"split={split!r}: expected one of {', '.join(splits)}; own splits go to {custom} as "
-                '{"name": ["scene", ...]}'
-            )
-        members = set(splits[split])
-        chosen = [name for name in self.scene_names if name in members]
-        if not chosen:
-            raise ValueError(
-                f"split={split!r}: none of its {len(members)} scenes is in {self.root / self.version}, which holds "
-                f"{shorten(self.scene_names)}; leave split out, or list scenes="
-            )
-        return chosen
-
     def keyframes(self, scenes: list[str], channels: set[str]) -> list[Keyframe]:
         """The keyframes of the scenes with the records of the channels, scene after scene, in the order of time."""
         wanted = set(scenes)
@@ -347,6 +321,42 @@ def _read_json(path: Path) -> Any:
             f"{path} ({path.stat().st_size} bytes) is not valid JSON ({error}); "
             "it is truncated or damaged: extract it again"
         ) from error
+
+
+def scenes_of_split(folder: Path, scene_names: list[str], split: str) -> list[str]:
+    """Those of the scenes that are in an official split, or in one of the tables' ``splits.json``.
+
+    Args:
+        folder: of the tables.
+        scene_names: of the data set.
+        split: name.
+
+    Raises:
+        ModuleNotFoundError: nuscenes-devkit, which knows the official splits, is not installed.
+        ValueError: no such split, or none of its scenes is here.
+    """
+    try:
+        from nuscenes.utils.splits import create_splits_scenes
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"the official splits need nuscenes-devkit ({error}): {INSTALL}") from error
+
+    splits: dict[str, list[str]] = dict(create_splits_scenes())
+    custom = folder / "splits.json"
+    if custom.is_file():
+        splits.update(_read_json(custom))
+    if split not in splits:
+        raise ValueError(
+            f"split={split!r}: expected one of {', '.join(splits)}; own splits go to {custom} as "
+            '{"name": ["scene", ...]}'
+        )
+    members = set(splits[split])
+    chosen = [name for name in scene_names if name in members]
+    if not chosen:
+        raise ValueError(
+            f"split={split!r}: none of its {len(members)} scenes is in {folder}, which holds "
+            f"{shorten(scene_names)}; leave split out, or list scenes="
+        )
+    return chosen
 
 
 def shorten(names: list[str], most: int = 12) -> str:

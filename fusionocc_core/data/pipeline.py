@@ -21,7 +21,7 @@ from fusionocc_core.data.points import depth_map, gather_points
 from fusionocc_core.data.threads import map_in_threads
 from fusionocc_core.geometry import inverse
 from fusionocc_core.grids import VoxelGrid
-from fusionocc_core.structures import Batch, CameraImage, InputConfig, SensorFrame
+from fusionocc_core.structures import Batch, CameraImage, InputConfig, SensorFrame, cameras_present, lidar_present
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def prepare(
 
     Earlier pictures that are missing (the start of a scene, or one camera of an earlier keyframe) are filled with the
     current picture of that camera and its current pose. Without a LiDAR the depth map is zero, which means "no point",
-    and the cloud has no points.
+    and the cloud has no points; the batch says that the LiDAR is absent.
 
     Args:
         frame: what the sensors saw; pictures may differ in size.
@@ -60,15 +60,17 @@ def prepare(
     bev_aug = bev_aug or BevAug()
     pictures = [frame.cameras, *(_earlier_cameras(frame, t) for t in range(inputs.camera_history))]
     augs = _augs_of(frame.cameras, inputs, image_augs)
-    aug_N44 = np.stack([aug.matrix(inputs.image_size) for aug in augs])
+    aug_N44 = np.array([aug.matrix(inputs.image_size) for aug in augs]).reshape(-1, 4, 4)
     return Batch(
         images_BTNCHW=_images(pictures, augs, inputs)[None],
-        intrinsics_BTN33=_float32([[c.intrinsics for c in group] for group in pictures])[None],
+        intrinsics_BTN33=_float32([[c.intrinsics for c in group] for group in pictures]).view(1, len(pictures), -1, 3, 3),
         image_aug_BTN44=_float32([aug_N44 for _ in pictures])[None],
         cam2keyego_BTN44=cam2keyego(frame, pictures, inputs)[None],
         bev_aug_B44=_float32(bev_aug.matrix())[None],
         points=(gather_points(frame, inputs, grid, bev_aug, generator or torch.Generator().manual_seed(0)),),
         depth_BNHW=_depth(frame, aug_N44, inputs)[None],
+        camera_present_BN=torch.ones(1, len(frame.cameras), dtype=torch.bool),
+        lidar_present_B=torch.tensor([frame.lidar is not None]),
     )
 
 
@@ -86,17 +88,21 @@ def collate(batches: Sequence[Batch]) -> Batch:
             f"collate: pictures (T, N, 3, H, W) differ between the samples: {sorted(shapes)}; "
             "join samples of one rig and one InputConfig"
         )
-    joined = {
-        f.name: torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(Batch) if f.name != "points"
-    }
-    return Batch(points=tuple(cloud for batch in batches for cloud in batch.points), **joined)
+    names = [f.name for f in fields(Batch) if f.name not in ("points", "camera_present_BN", "lidar_present_B")]
+    return Batch(
+        points=tuple(cloud for batch in batches for cloud in batch.points),
+        camera_present_BN=torch.cat([cameras_present(batch) for batch in batches]),
+        lidar_present_B=torch.cat([lidar_present(batch) for batch in batches]),
+        **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in names},
+    )
 
 
 def cam2keyego(frame: SensorFrame, pictures: Sequence[Sequence[CameraImage]], inputs: InputConfig) -> Tensor:
     """Poses (T, N, 4, 4) float32 of the cameras at their own stamps in the ego frame at the key time."""
     key = frame.cameras[0].ego2global if inputs.key_pose == "first_camera" else frame.ego2global
-    ego2global_TN44 = np.array([[camera.ego2global for camera in group] for group in pictures])
-    cam2ego_TN44 = np.array([[camera.cam2ego for camera in group] for group in pictures])
+    shape = (len(pictures), -1, 4, 4)
+    ego2global_TN44 = np.array([[camera.ego2global for camera in group] for group in pictures]).reshape(shape)
+    cam2ego_TN44 = np.array([[camera.cam2ego for camera in group] for group in pictures]).reshape(shape)
     if inputs.float32_poses:
         # Rounded before the algebra, which itself stays float64: what upstream's collected tensors amount to.
         rounded = (m.astype(np.float32).astype(np.float64) for m in (key, ego2global_TN44, cam2ego_TN44))
@@ -108,13 +114,13 @@ def cam2keyego(frame: SensorFrame, pictures: Sequence[Sequence[CameraImage]], in
 def _check(frame: SensorFrame, inputs: InputConfig, grid: VoxelGrid) -> None:
     global _without_lidar_logged
     where = f"frame {frame.token or frame.stamp_ns}"
-    if not frame.cameras:
+    if not frame.cameras and not inputs.presence_masks:
         raise ValueError(f"{where} has no camera; the network takes 1 to {inputs.num_cameras}: check the camera topics")
     if len(frame.cameras) > inputs.num_cameras:
         raise ValueError(
             f"{where} has {len(frame.cameras)} cameras ({', '.join(c.name for c in frame.cameras)}), the network takes "
-            f"at most {inputs.num_cameras}: name those to use (`fusionocc predict --cameras`, camera_names of the ROS node, "
-            "cameras= of NuScenesFrames), or take a network with a higher InputConfig.num_cameras"
+            f"at most {inputs.num_cameras}: name those to use (`fusionocc predict --cameras`, camera_names of the ROS "
+            "node, cameras= of NuScenesFrames), or take a network with a higher InputConfig.num_cameras"
         )
     if grid.frame != "ego":
         raise ValueError(f'grid.frame={grid.frame!r}: sensors are brought to the ego frame; expected a grid in "ego"')
@@ -178,7 +184,7 @@ def _depth(frame: SensorFrame, aug_N44: NDArray[np.float64], inputs: InputConfig
         return torch.zeros(len(frame.cameras), *inputs.image_size)
     augs = _float32(aug_N44)
     maps = [depth_map(frame.lidar, c, aug, inputs) for c, aug in zip(frame.cameras, augs, strict=True)]
-    return torch.stack(maps)
+    return torch.stack(maps) if maps else torch.zeros(0, *inputs.image_size)
 
 
 def _float32(values: object) -> Tensor:
