@@ -156,10 +156,14 @@ class InputConfig:
     thin_keep: float = 0.2
     """A number of tenths."""
     range_margin: float = 1e-3
-    """Points closer than this to the grid's border are dropped, metres."""
+    """Points closer than this to the grid's border are dropped, metres; below zero, points up to that far outside are
+    kept."""
     float32_poses: bool = False
     """True: poses are rounded to float32 before they are composed, as upstream (at map coordinates of a kilometre that
     costs some tenths of a millimetre)."""
+    presence_masks: bool = False
+    """True: the network obeys Batch.camera_present_BN and lidar_present_B, so that a frame may hold no camera at all,
+    and training drops the sensors of each sample on its own."""
 
     def __post_init__(self) -> None:
         """Refuse values that the pipeline does not know."""
@@ -198,6 +202,11 @@ class Batch:
     """B clouds (P, 5) in the (augmented) key ego frame: x, y, z, intensity, ring."""
     depth_BNHW: Tensor
     """The current sweep seen by the current cameras, metres; 0 where no point falls."""
+    camera_present_BN: Tensor | None = None
+    """Bool: cameras that count; what the others hold means nothing (it may be NaN). None: all. Networks whose
+    InputConfig has ``presence_masks`` obey it."""
+    lidar_present_B: Tensor | None = None
+    """Bool: samples whose cloud and depth map count, as above. A LiDAR may be present and see no point. None: all."""
 
     def __post_init__(self) -> None:
         """Check that the parts fit together (a programming error if not)."""
@@ -214,13 +223,30 @@ class Batch:
                 raise ValueError(f"Batch.{name}: shape {tuple(getattr(self, name).shape)}, expected {shape}")
         if c != 3 or len(self.points) != b:
             raise ValueError(f"Batch: {c} image channels (expected 3), {len(self.points)} clouds for {b} samples")
+        for name, present in (("camera_present_BN", (b, n)), ("lidar_present_B", (b,))):
+            mask = getattr(self, name)
+            if mask is not None and (tuple(mask.shape) != present or str(mask.dtype) != "torch.bool"):
+                raise ValueError(f"Batch.{name}: {mask.dtype} {tuple(mask.shape)}, expected bool {present}")
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "points"
-        }
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "points"}
+        moved = {name: t.to(device, non_blocking=True) for name, t in tensors.items() if t is not None}
         return replace(self, points=tuple(p.to(device, non_blocking=True) for p in self.points), **moved)
+
+
+def cameras_present(batch: Batch) -> Tensor:
+    """(B, N) bool: which cameras count."""
+    if batch.camera_present_BN is not None:
+        return batch.camera_present_BN
+    return batch.depth_BNHW.new_ones(batch.depth_BNHW.shape[:2]).bool()
+
+
+def lidar_present(batch: Batch) -> Tensor:
+    """(B,) bool: in which samples the LiDAR counts."""
+    if batch.lidar_present_B is not None:
+        return batch.lidar_present_B
+    return batch.depth_BNHW.new_ones(batch.depth_BNHW.shape[0]).bool()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +259,9 @@ class Outputs:
     """Of the current pictures."""
     seg_logits_BNKhw: Tensor | None = None
     """2D segmentation of the current pictures."""
+    observed_B: Tensor | None = None
+    """Bool: samples with a sensor that was present; of the others nothing is known, whatever the scores say. None: all
+    have one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from fusionocc_core.data.pipeline import collate, prepare
 from fusionocc_core.engine.examples import Examples
 from fusionocc_core.engine.labels import check_labels, read_truth
 from fusionocc_core.engine.sampler import SampleKey, draw_seed
-from fusionocc_core.engine.sensor_dropout import SensorDropout, draw_cameras, drop_sensors
+from fusionocc_core.engine.sensor_dropout import SensorDropout, draw_cameras, drop_sensors, mask_sensors
 from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
 from fusionocc_core.layers.view_transform import measured_depth_bins
 from fusionocc_core.losses import Targets, collate_targets
@@ -107,12 +107,19 @@ class OccupancyExamples:
         parts = []
         for key, frame, generator in zip(keys, frames, generators, strict=True):
             batch, targets = self._one(key.sample, frame, generator)
-            parts.append(drop_sensors(batch, targets, self.config.sensor_dropout, cameras=cameras, generator=generator))
+            parts.append(self._drop(batch, targets, cameras, generator))
         return Examples(
             batch=collate([batch for batch, _ in parts]),
             targets=collate_targets([targets for _, targets in parts]),
             tokens=tuple(frame.token for frame in frames),
         )
+
+    def _drop(self, batch: Batch, targets: Targets, cameras: int, generator: torch.Generator) -> tuple[Batch, Targets]:
+        dropout = self.config.sensor_dropout
+        if self.needs.inputs.presence_masks:
+            unknown = self.needs.label_set.unknown
+            return mask_sensors(batch, targets, dropout, unknown=unknown, generator=generator)
+        return drop_sensors(batch, targets, dropout, cameras=cameras, generator=generator)
 
     def _one(self, index: int, frame: SensorFrame, generator: torch.Generator) -> tuple[Batch, Targets]:
         needs, config = self.needs, self.config.augmentation

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from fusionocc_core.losses import Targets
-from fusionocc_core.structures import Batch
+from fusionocc_core.structures import Batch, cameras_present, lidar_present
 
 FEWEST_CAMERAS = 2
-"""That dropout leaves: FusionOcc normalises its camera vectors over the cameras, and one alone has no statistics."""
+"""That ``drop_sensors`` leaves: FusionOcc normalises its camera vectors over the cameras; one has no statistics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,11 @@ class SensorDropout:
     """Chances, each between 0 and 1. The official recipes drop nothing."""
 
     camera: float = 0.0
-    """Of each camera to be absent, as if it were not on the vehicle. Two always stay (of two or more)."""
+    """Of each camera to be absent, as if it were not on the vehicle. Two always stay (of two or more); with
+    InputConfig.presence_masks, one of them."""
     pictures: float = 0.0
-    """Of all pictures of a sample to be blank (the mean colour). Depth measured by the LiDAR stays."""
+    """Of all pictures of a sample to be blank (the mean colour), while depth measured by the LiDAR stays. With
+    InputConfig.presence_masks: of all cameras of a sample to be absent."""
     lidar: float = 0.0
     """Of the LiDAR to be absent: no points, no measured depth. What the network should say about depth stays."""
 
@@ -70,6 +72,42 @@ def drop_sensors(
     return batch, targets
 
 
+def mask_sensors(
+    batch: Batch, targets: Targets, config: SensorDropout, *, unknown: int, generator: torch.Generator
+) -> tuple[Batch, Targets]:
+    """Mark sensors of a batch of one sample as absent, for networks whose InputConfig has ``presence_masks``.
+
+    What they saw stays in the batch, where nobody may look at it. Labels of absent pictures go; what an absent LiDAR
+    measured still teaches depth. One sensor always stays.
+
+    Args:
+        batch: one sample.
+        targets: its labels.
+        config: the chances.
+        unknown: what pixels without a label hold.
+        generator: CPU generator.
+    """
+    present_BN = cameras_present(batch)
+    draws_N = torch.rand(present_BN.shape[1], generator=generator)
+    one_modality = float(torch.rand(1, generator=generator))
+    stays_N = draws_N >= config.camera
+    if present_BN.shape[1]:
+        stays_N[draws_N.argmax()] = True
+    if one_modality < config.lidar and bool(present_BN.any()):
+        batch = replace(batch, lidar_present_B=torch.zeros(1, dtype=torch.bool))
+    elif config.lidar <= one_modality < config.lidar + config.pictures and bool(lidar_present(batch).all()):
+        stays_N = torch.zeros_like(stays_N)
+    present_BN = present_BN & stays_N
+    depth_bins, segmentation = targets.depth_bins_BNhw, targets.segmentation_BNHW
+    here = present_BN[:, :, None, None]
+    targets = replace(
+        targets,
+        depth_bins_BNhw=None if depth_bins is None else depth_bins.where(here, 0),
+        segmentation_BNHW=None if segmentation is None else segmentation.where(here, unknown),
+    )
+    return replace(batch, camera_present_BN=present_BN), targets
+
+
 def _keep_cameras(batch: Batch, targets: Targets, kept: torch.Tensor) -> tuple[Batch, Targets]:
     batch = replace(
         batch,
@@ -78,6 +116,7 @@ def _keep_cameras(batch: Batch, targets: Targets, kept: torch.Tensor) -> tuple[B
         image_aug_BTN44=batch.image_aug_BTN44[:, :, kept],
         cam2keyego_BTN44=batch.cam2keyego_BTN44[:, :, kept],
         depth_BNHW=batch.depth_BNHW[:, kept],
+        camera_present_BN=cameras_present(batch)[:, kept],
     )
     depth_bins, segmentation = targets.depth_bins_BNhw, targets.segmentation_BNHW
     targets = replace(
