@@ -24,12 +24,15 @@ from fusionocc_core.checkpoints import (
 )
 from fusionocc_core.models.flashocc import FlashOcc, FlashOccConfig
 from fusionocc_core.models.flashocc_presets import flashocc_m0, flashocc_m1, flashocc_tiny
+from fusionocc_core.models.flashfusion import FlashFusion, FlashFusionConfig
+from fusionocc_core.models.flashfusion_presets import flashfusion_mini
 from fusionocc_core.models.fusionocc import FusionOcc, FusionOccConfig
 from fusionocc_core.models.fusionocc_presets import fusionocc_base, fusionocc_tiny
 from fusionocc_core.models.network import NetworkConfig, OccupancyNetwork
 from fusionocc_core.structures import UNTRAINED
 
 PRESETS: dict[str, Callable[[], NetworkConfig]] = {
+    "flashfusion-mini": flashfusion_mini,
     "fusionocc-base": fusionocc_base,
     "fusionocc-tiny": fusionocc_tiny,
     "flashocc-m0": flashocc_m0,
@@ -43,6 +46,7 @@ FRESH_SEED = 0
 NETWORKS: tuple[tuple[type[OccupancyNetwork], type[Any]], ...] = (
     (FusionOcc, FusionOccConfig),
     (FlashOcc, FlashOccConfig),
+    (FlashFusion, FlashFusionConfig),
 )
 """Every network with its config. Our files name them by their class."""
 

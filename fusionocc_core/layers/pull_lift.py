@@ -1,0 +1,148 @@
+"""Where the cells of a bird's-eye map appear in the pictures, and the lift that collects what is seen there.
+
+Legend: B samples, N cameras, M present cameras of all samples, P points, L heights, C channels, D depth bins, h w
+feature map, Y X cells of the map.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fusionocc_core.grids import DepthBins
+from fusionocc_core.layers.view_transform import Cameras, calibration_key
+from fusionocc_core.ops.pull_lift import PullPlan, pull_lift
+
+
+@dataclass(frozen=True, kw_only=True)
+class BevMap:
+    """Cells of a map seen from above, in the (augmented) key ego frame."""
+
+    lower: tuple[float, float]
+    """x and y of the outer corner of cell (0, 0), metres."""
+    cell_size: tuple[float, float]
+    """Edges along x and y, metres."""
+    shape: tuple[int, int]
+    """Cells along x and y."""
+
+    def centers(self, heights: tuple[float, ...], like: Tensor) -> Tensor:
+        """(Y, X, L, 3) points over the middle of each cell, metres."""
+        x, y = (
+            lower + (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) * size
+            for lower, size, count in zip(self.lower, self.cell_size, self.shape, strict=True)
+        )
+        grid = torch.meshgrid(y, x, like.new_tensor(heights), indexing="ij")
+        return torch.stack([grid[1], grid[0], grid[2]], dim=-1)
+
+
+class PullLift(nn.Module):
+    """Features of all present cameras at each cell and height of a map. Has no parameters.
+
+    What is seen where depends on the calibration alone. In inference the last plans are kept and used again while
+    nothing has moved; in training, where augmentation changes everything, none is.
+    """
+
+    KEPT_PLANS = 4
+
+    def __init__(
+        self,
+        *,
+        bev: BevMap,
+        heights: tuple[float, ...],
+        bins: DepthBins,
+        image_size: tuple[int, int],
+        stride: int,
+    ) -> None:
+        super().__init__()
+        self.bev, self.heights, self.bins, self.image_size, self.stride = bev, heights, bins, image_size, stride
+        self._plans: OrderedDict[tuple[object, ...], PullPlan] = OrderedDict()
+
+    def plan(self, cameras: Cameras, present_BN: Tensor) -> PullPlan:
+        """Which cells are seen by which of the present cameras, and where."""
+        if not self.training:
+            key = (*calibration_key(cameras), present_BN.cpu().numpy().tobytes())
+            if key not in self._plans:
+                # A plan made in inference mode could not be used in a later forward pass with gradients.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._plans[key] = self._make_plan(cameras, present_BN)
+            self._plans.move_to_end(key)
+            while len(self._plans) > self.KEPT_PLANS:
+                self._plans.popitem(last=False)
+            return self._plans[key]
+        return self._make_plan(cameras, present_BN)
+
+    def forward(self, feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan) -> Tensor:
+        """Features and depth distributions of the present cameras to (B, L * C, Y, X), channels last in memory."""
+        x_size, y_size = self.bev.shape
+        out_RC = pull_lift(feature_MChw, depth_MDhw, plan)
+        return out_RC.view(-1, y_size, x_size, len(self.heights) * out_RC.shape[1]).permute(0, 3, 1, 2)
+
+    def covered(self, plan: PullPlan) -> Tensor:
+        """(B, Y, X) float32: the share of a cell's heights that a present camera sees."""
+        x_size, y_size = self.bev.shape
+        seen_R = torch.bincount(plan.point_Q, minlength=plan.num_points) > 0
+        return seen_R.float().view(-1, y_size, x_size, len(self.heights)).mean(dim=3)
+
+    def _make_plan(self, cameras: Cameras, present_BN: Tensor) -> PullPlan:
+        ego_YXL3 = self.bev.centers(self.heights, cameras.intrinsics_BN33)
+        uvd_BNP3 = project(ego_YXL3.flatten(0, 2), cameras)
+        height, width = self.image_size
+        u, v, depth = uvd_BNP3.unbind(dim=-1)
+        first = self.bins.start - self.bins.step / 2
+        seen_BNP = (depth > first) & (depth < self.bins.stop + self.bins.step / 2) & (depth > 0)
+        seen_BNP = seen_BNP & (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5)
+        seen_BPN = (seen_BNP & present_BN[:, :, None]).transpose(1, 2)
+        sample_Q, point_Q, camera_Q = seen_BPN.nonzero(as_tuple=True)
+        uvd_Q3 = uvd_BNP3[sample_Q, camera_Q, point_Q]
+        compact_BN = (present_BN.flatten().cumsum(0) - 1).view(present_BN.shape)
+        return PullPlan(
+            point_Q=sample_Q * seen_BPN.shape[1] + point_Q,
+            camera_Q=compact_BN[sample_Q, camera_Q],
+            uv_Q2=(uvd_Q3[:, :2] - (self.stride - 1) / 2) / self.stride,
+            depth_bin_Q=(uvd_Q3[:, 2] - self.bins.start) / self.bins.step - 0.5,
+            weight_Q=1.0 / seen_BPN.sum(dim=2)[sample_Q, point_Q],
+            num_points=seen_BPN.shape[0] * seen_BPN.shape[1],
+        )
+
+
+def project(points_P3: Tensor, cameras: Cameras) -> Tensor:
+    """(B, N, P, 3): u, v (pixels of the network's picture) and depth (metres) of points in the augmented key ego frame.
+
+    u and v of a point whose depth is not positive mean nothing.
+    """
+    aug2cam_BN44 = torch.linalg.inv(cameras.bev_aug_B44[:, None] @ cameras.cam2keyego_BN44)
+    intrinsics_BN44 = torch.eye(4).to(aug2cam_BN44).repeat(*aug2cam_BN44.shape[:2], 1, 1)
+    intrinsics_BN44[..., :3, :3] = cameras.intrinsics_BN33
+    aug2pixel_BN44 = intrinsics_BN44 @ aug2cam_BN44
+    uvd_BNP3 = points_P3 @ aug2pixel_BN44[..., :3, :3].transpose(-1, -2) + aug2pixel_BN44[..., None, :3, 3]
+    depth_BNP1 = uvd_BNP3[..., 2:]
+    uvd_BNP3 = torch.cat([uvd_BNP3[..., :2] / depth_BNP1, depth_BNP1], dim=-1)
+    aug = cameras.image_aug_BN44
+    return uvd_BNP3 @ aug[..., :3, :3].transpose(-1, -2) + aug[..., None, :3, 3]
+
+
+def ray_channels(cameras: Cameras, image_size: tuple[int, int], stride: int) -> Tensor:
+    """(B, N, 4, h, w): how the ray of each feature cell lies, in the ego frame without augmentation.
+
+    Rise of the ray (metres a metre of depth), height of the camera (2 m), inverse of the depth at which the ray meets
+    the plane z = 0 (1/m, 0 where it does not, at most 1), and focal length (in widths of the picture).
+    """
+    height, width = image_size
+    like = cameras.intrinsics_BN33
+    u = torch.arange(width // stride, device=like.device, dtype=like.dtype) * stride + (stride - 1) / 2
+    v = torch.arange(height // stride, device=like.device, dtype=like.dtype) * stride + (stride - 1) / 2
+    rows, columns = torch.meshgrid(v, u, indexing="ij")
+    pixels_hw3 = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1)
+    aug_BN33 = cameras.image_aug_BN44[..., :3, :3].clone()
+    aug_BN33[..., :2, 2] = cameras.image_aug_BN44[..., :2, 3]
+    rise_BN13 = cameras.cam2keyego_BN44[..., 2:3, :3] @ torch.linalg.inv(aug_BN33 @ cameras.intrinsics_BN33)
+    rise_BNhw = torch.einsum("hwi,bni->bnhw", pixels_hw3, rise_BN13[..., 0, :])
+    camera_height = cameras.cam2keyego_BN44[..., 2, 3, None, None]
+    nearness_BNhw = (-rise_BNhw / camera_height.clamp(min=0.1)).clamp(0, 1)
+    scale = torch.linalg.det(cameras.image_aug_BN44[..., :2, :2]).abs().sqrt()
+    focal = (scale * cameras.intrinsics_BN33[..., 0, 0] / width)[..., None, None]
+    maps = [rise_BNhw, (camera_height / 2).expand_as(rise_BNhw), nearness_BNhw, focal.expand_as(rise_BNhw)]
+    return torch.stack(maps, dim=2)

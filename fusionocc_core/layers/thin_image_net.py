@@ -1,0 +1,135 @@
+"""A thin residual network for pictures, its neck, and what it says about each feature cell.
+
+Legend: M pictures, C channels, D depth bins, K classes, H W picture, h w feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusionocc_core.layers.conv_blocks import BasicBlock2d
+from fusionocc_core.layers.image_backbones import TimmBackbone, TimmBackboneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinImageNetConfig:
+    """A residual network of basic blocks; the last two stages are given out."""
+
+    stem_channels: int = 16
+    """After the first halving."""
+    channels: tuple[int, ...] = (32, 64, 128)
+    """Of the stages; the first one works at a quarter of the picture's resolution, each further one at half of that."""
+    blocks: tuple[int, ...] = (1, 2, 2)
+    """Residual blocks a stage."""
+
+    def __post_init__(self) -> None:
+        """Refuse stages that do not fit together."""
+        if len(self.channels) != len(self.blocks) or len(self.channels) < 2:
+            raise ValueError(
+                f"ThinImageNetConfig: channels={self.channels} and blocks={self.blocks} must be two or more, as many "
+                "each"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels a cell of the finer map."""
+        return 4 * 2 ** (len(self.channels) - 2)
+
+    @property
+    def out_channels(self) -> tuple[int, int]:
+        """Channels of the two maps, finest first."""
+        return self.channels[-2], self.channels[-1]
+
+
+class ThinImageNet(nn.Module):
+    """Two feature maps, at ``config.stride`` and twice that.
+
+    Every halving has an even kernel, so that the middle of a cell is the middle of its pixels (a 3x3 convolution of
+    stride 2 moves it by half a pixel of its input each time).
+    """
+
+    def __init__(self, config: ThinImageNetConfig) -> None:
+        super().__init__()
+        self.stem = conv_norm(3, config.stem_channels, kernel=4, stride=2)
+        self.stages = nn.ModuleList()
+        width = config.stem_channels
+        for number, (channels, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
+            down = conv_norm(width, channels, kernel=4 if number == 0 else 2, stride=2)
+            self.stages.append(nn.Sequential(down, *(BasicBlock2d(channels) for _ in range(blocks))))
+            width = channels
+
+    def forward(self, images_MCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature maps (M, C, h, w), finest first."""
+        x = self.stem(images_MCHW.contiguous(memory_format=torch.channels_last))
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps[-2], maps[-1]
+
+
+@dataclass(frozen=True)
+class PictureFeatures:
+    """What the network says about each feature cell of M pictures."""
+
+    context_MChw: Tensor
+    depth_logits_MDhw: Tensor
+    seg_logits_MKhw: Tensor
+
+
+class PictureNet(nn.Module):
+    """Pictures to features, depth and classes of each cell at ``stride``.
+
+    The two maps of the backbone are joined, and each cell is told how its ray lies (see ``ray_channels``), because a
+    picture alone does not say how large a pixel is.
+    """
+
+    RAY_CHANNELS = 4
+
+    def __init__(
+        self,
+        backbone: ThinImageNetConfig | TimmBackboneConfig,
+        *,
+        neck_channels: int,
+        context_channels: int,
+        num_depths: int,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.backbone = ThinImageNet(backbone) if isinstance(backbone, ThinImageNetConfig) else TimmBackbone(backbone)
+        fine, coarse = backbone.out_channels
+        self.lateral_fine = nn.Conv2d(fine, neck_channels, 1, bias=False)
+        self.lateral_coarse = nn.Conv2d(coarse, neck_channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(neck_channels)
+        self.join = conv_norm(neck_channels + self.RAY_CHANNELS, neck_channels)
+        self.outputs = (context_channels, num_depths, num_classes)
+        self.out = nn.Conv2d(neck_channels, sum(self.outputs), 1)
+
+    def forward(self, images_MCHW: Tensor, rays_MRhw: Tensor) -> PictureFeatures:
+        """(M, 3, H, W) and (M, RAY_CHANNELS, h, w) to maps at (h, w)."""
+        fine, coarse = self.backbone(images_MCHW)
+        coarse = F.interpolate(self.lateral_coarse(coarse), scale_factor=2, mode="bilinear", align_corners=False)
+        joined = torch.relu(self.norm(self.lateral_fine(fine) + coarse))
+        out = self.out(self.join(torch.cat([joined, rays_MRhw.to(joined)], dim=1)))
+        return PictureFeatures(*out.split(self.outputs, dim=1))
+
+
+def conv_norm(in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch norm, ReLU. An even kernel goes with stride 2, an odd one with stride 1."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=(kernel - stride + 1) // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def zero_last_norms(modules: Sequence[nn.Module]) -> None:
+    """Residual blocks begin as the identity: the scale of their last norm starts at zero."""
+    for module in modules:
+        if isinstance(module, BasicBlock2d):
+            nn.init.zeros_(module.bn2.weight)

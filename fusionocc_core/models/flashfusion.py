@@ -1,0 +1,264 @@
+"""FlashFusion: cameras and LiDAR to semantic voxels in real time, with 2D convolutions only.
+
+LiDAR points become a dense map of height slices, pictures are pulled into a map seen from above, both are joined by
+gates, and the height comes back at the very end, as channels. Whatever sensor is absent has no influence at all. See
+docs/flashfusion.md.
+
+Legend: B samples, N cameras, M present cameras of all samples, G samples with a present LiDAR, C channels, D depth
+bins, K classes, H W picture, h w feature map, Y X cells of the map (y x: at half its resolution).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
+from fusionocc_core.layers.bev_fusion import BevNet, BevNetConfig, GatedFusion, HeightHead, LidarBevNet
+from fusionocc_core.layers.image_backbones import TimmBackboneConfig
+from fusionocc_core.layers.pull_lift import BevMap, PullLift, ray_channels
+from fusionocc_core.layers.thin_image_net import PictureFeatures, PictureNet, ThinImageNetConfig, zero_last_norms
+from fusionocc_core.layers.view_transform import Cameras, cameras_at, measured_depth_bins
+from fusionocc_core.models.network import OccupancyNetwork
+from fusionocc_core.ops.raster import RASTER_FEATURES, rasterize
+from fusionocc_core.structures import Batch, InputConfig, Outputs, cameras_present, lidar_present
+
+MAP_STRIDE = 2
+"""Cells of the LiDAR's raster an edge of a cell of the fused map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlashFusionConfig:
+    """Everything that decides what a FlashFusion network computes."""
+
+    inputs: InputConfig
+    grid: VoxelGrid
+    """The voxels of the answer."""
+    label_set: LabelSet
+    depth_bins: DepthBins
+    image_backbone: ThinImageNetConfig | TimmBackboneConfig
+    margin: int = 12
+    """Voxels by which the maps reach beyond the grid on every side, so that its border has neighbours, too."""
+    neck_channels: int = 64
+    """Of the pictures' feature maps."""
+    context_channels: int = 32
+    """What is lifted from each feature cell."""
+    lift_heights: tuple[float, ...] = (0.0, 0.8, 2.0, 4.0)
+    """Heights above the ego frame's origin at which pictures are sampled, metres."""
+    lidar_channels: int = 32
+    lidar_blocks: int = 1
+    camera_channels: int = 32
+    """Of the pictures' map seen from above."""
+    bev: BevNetConfig = field(default_factory=BevNetConfig)
+    """Its first width is that of the fused map."""
+    skip_channels: int = 24
+    """What the head gets of the LiDAR's raster at full resolution."""
+    head_channels: int = 48
+    free_prior: float = 0.9
+    """Share of free voxels that fresh weights assume."""
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together."""
+        stride = MAP_STRIDE * self.bev.stride
+        for axis, count in zip("xy", self.grid.shape, strict=False):
+            if self.margin < 0 or (count + 2 * self.margin) % stride:
+                raise ValueError(
+                    f"FlashFusionConfig: grid not divisible by the encoder's stride: {count} voxels along {axis} and a "
+                    f"margin of {self.margin} on both sides are not a multiple of {stride}; choose a margin such as "
+                    f"{_fitting_margin(count, self.margin, stride)}, or another grid"
+                )
+        if any(edge % (2 * self.image_backbone.stride) for edge in self.inputs.image_size):
+            raise ValueError(
+                f"FlashFusionConfig: inputs.image_size={self.inputs.image_size} must be multiples of "
+                f"{2 * self.image_backbone.stride}"
+            )
+        if self.inputs.depth_range != (self.depth_bins.start, self.depth_bins.stop):
+            raise ValueError(
+                f"FlashFusionConfig: inputs.depth_range={self.inputs.depth_range} is not the range of {self.depth_bins}"
+            )
+        if self.inputs.camera_history or not self.inputs.presence_masks or not 0 < self.free_prior < 1:
+            raise ValueError(
+                f"FlashFusionConfig: expected inputs.camera_history=0 (it is {self.inputs.camera_history}), "
+                f"inputs.presence_masks=True ({self.inputs.presence_masks}) and free_prior between 0 and 1 "
+                f"({self.free_prior})"
+            )
+
+    @property
+    def feature_stride(self) -> int:
+        """Pixels of the network's picture a feature cell."""
+        return self.image_backbone.stride
+
+    @property
+    def raster_shape(self) -> tuple[int, int, int]:
+        """Cells of the LiDAR's raster along x and y, and its height slices (without the two outer ones)."""
+        x, y, z = self.grid.shape
+        return x + 2 * self.margin, y + 2 * self.margin, z
+
+    @property
+    def raster_lower(self) -> tuple[float, float, float]:
+        """The outer corner of the raster, metres."""
+        (x, y, z), size = self.grid.lower, self.grid.voxel_size
+        return x - self.margin * size[0], y - self.margin * size[1], z
+
+    @property
+    def bev_map(self) -> BevMap:
+        """Cells of the fused map."""
+        (x, y, _), size = self.raster_lower, self.grid.voxel_size
+        return BevMap(
+            lower=(x, y),
+            cell_size=(MAP_STRIDE * size[0], MAP_STRIDE * size[1]),
+            shape=(self.raster_shape[0] // MAP_STRIDE, self.raster_shape[1] // MAP_STRIDE),
+        )
+
+
+def _fitting_margin(count: int, margin: int, stride: int) -> int | str:
+    fitting = [m for m in range(max(margin, 0), max(margin, 0) + stride) if (count + 2 * m) % stride == 0]
+    return fitting[0] if fitting else "none (the number of voxels is odd)"
+
+
+class FlashFusion(OccupancyNetwork):
+    """Pictures and LiDAR points meet in a map seen from above, joined by gates; the height comes back in the head."""
+
+    config: FlashFusionConfig
+
+    def __init__(self, config: FlashFusionConfig) -> None:
+        super().__init__(config)
+        num_classes, size_z = config.label_set.num, config.grid.shape[2]
+        self.pictures = PictureNet(
+            config.image_backbone,
+            neck_channels=config.neck_channels,
+            context_channels=config.context_channels,
+            num_depths=config.depth_bins.num,
+            num_classes=num_classes,
+        )
+        self.lift = PullLift(
+            bev=config.bev_map,
+            heights=config.lift_heights,
+            bins=config.depth_bins,
+            image_size=config.inputs.image_size,
+            stride=config.feature_stride,
+        )
+        lifted = len(config.lift_heights) * config.context_channels
+        self.camera_map = nn.Conv2d(lifted + 1, config.camera_channels, 1)
+        self.lidar_map = LidarBevNet(
+            (size_z + 2) * RASTER_FEATURES, config.lidar_channels, config.skip_channels, config.lidar_blocks
+        )
+        fused = config.bev.channels[0]
+        self.fusion = GatedFusion((config.lidar_channels, config.camera_channels), fused)
+        self.bev = BevNet(config.bev, fused, fused)
+        self.head = HeightHead(
+            fused,
+            config.skip_channels,
+            config.head_channels,
+            size_z=size_z,
+            num_classes=num_classes,
+            free=config.label_set.free,
+            free_prior=config.free_prior,
+        )
+        zero_last_norms(list(self.modules()))
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Class scores of every voxel, and the depth and segmentation scores of the pictures.
+
+        Sensors that the batch calls absent have no influence; the scores of their pictures are zero.
+
+        Raises:
+            ValueError: another number of frames or another picture size than configured.
+        """
+        self._check(batch)
+        camera_BN, lidar_B = cameras_present(batch), lidar_present(batch)
+        lidar_BCyx, skip_BCYX = self._lidar(batch, lidar_B)
+        seen = self._see(batch, camera_BN)
+        camera_BCyx, covered_Byx = self._from_above(batch, seen, camera_BN, lidar_B)
+        here = [lidar_B[:, None, None, None].expand_as(lidar_BCyx[:, :1]), covered_Byx[:, None] > 0]
+        fused_BCyx = self.fusion([lidar_BCyx, camera_BCyx], here)
+        return Outputs(
+            logits_BKXYZ=self.head(self.bev(fused_BCyx), skip_BCYX, self.config.margin),
+            depth_logits_BNDhw=spread(seen.depth_logits_MDhw, camera_BN),
+            seg_logits_BNKhw=spread(seen.seg_logits_MKhw, camera_BN),
+            observed_B=lidar_B | camera_BN.any(dim=1),
+        )
+
+    def _lidar(self, batch: Batch, lidar_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The LiDAR's maps at half and at full resolution; zero in samples without."""
+        config, (x, y, _) = self.config, self.config.raster_shape
+        clouds = [cloud for cloud, present in zip(batch.points, lidar_B.tolist(), strict=True) if present]
+        if clouds:
+            raster_GCYX = rasterize(clouds, config.raster_lower, config.grid.voxel_size, config.raster_shape)
+            skip_GCYX, lidar_GCyx = self.lidar_map(raster_GCYX)
+            return spread(lidar_GCyx, lidar_B), spread(skip_GCYX, lidar_B)
+        nothing = unused(self.lidar_map).to(batch.depth_BNHW)
+        shape = (len(lidar_B), config.lidar_channels, y // MAP_STRIDE, x // MAP_STRIDE)
+        return nothing.expand(shape), nothing.expand(len(lidar_B), config.skip_channels, y, x)
+
+    def _see(self, batch: Batch, camera_BN: Tensor) -> PictureFeatures:
+        """What the present pictures show, one after the other."""
+        images_MCHW, cameras = batch.images_BTNCHW[:, 0], cameras_at(batch, 0)
+        rays = ray_channels(only_present(cameras, camera_BN), self.config.inputs.image_size, self.config.feature_stride)
+        if bool(camera_BN.any()):
+            features: PictureFeatures = self.pictures(images_MCHW[camera_BN], rays[camera_BN])
+            return features
+        h, w = (edge // self.config.feature_stride for edge in self.config.inputs.image_size)
+        nothing = unused(self.pictures).to(images_MCHW)
+        return PictureFeatures(*(nothing.expand(0, channels, h, w) for channels in self.pictures.outputs))
+
+    def _from_above(
+        self, batch: Batch, seen: PictureFeatures, camera_BN: Tensor, lidar_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The pictures' map (B, C, y, x), and how much of each cell's height a present camera sees (B, y, x)."""
+        cameras = only_present(cameras_at(batch, 0), camera_BN)
+        plan = self.lift.plan(cameras, camera_BN)
+        covered_Byx = self.lift.covered(plan)
+        depth_MDhw = seen.depth_logits_MDhw.float().softmax(dim=1)
+        measured_MDhw, hit_M1hw = self._measured_depth(batch, camera_BN, lidar_B)
+        depth_MDhw = torch.where(hit_M1hw, measured_MDhw, depth_MDhw)
+        lifted_BCyx = self.lift(seen.context_MChw, depth_MDhw, plan)
+        joined = torch.cat([lifted_BCyx, covered_Byx[:, None]], dim=1)
+        return self.camera_map(joined.contiguous(memory_format=torch.channels_last)), covered_Byx
+
+    def _measured_depth(self, batch: Batch, camera_BN: Tensor, lidar_B: Tensor) -> tuple[Tensor, Tensor]:
+        """One-hot depth of the cells that hold a LiDAR point, and which these are (M, 1, h, w)."""
+        bins = self.config.depth_bins
+        depth_BNHW = torch.where(lidar_B[:, None, None, None], batch.depth_BNHW, 0.0)
+        bin_Mhw = measured_depth_bins(depth_BNHW, bins, self.config.feature_stride)[camera_BN]
+        one_hot_MDhw = F.one_hot(bin_Mhw, bins.num + 1)[..., 1:].movedim(-1, 1)
+        return one_hot_MDhw.to(depth_BNHW.dtype), (bin_Mhw > 0)[:, None]
+
+    def _check(self, batch: Batch) -> None:
+        frames, size = batch.images_BTNCHW.shape[1], tuple(batch.images_BTNCHW.shape[4:])
+        if frames != 1 or size != self.config.inputs.image_size:
+            raise ValueError(
+                f"FlashFusion: the batch holds {frames} frames of pictures of {size} pixels; this network takes one "
+                f"frame of pictures of {self.config.inputs.image_size}"
+            )
+
+
+def spread(rows: Tensor, present: Tensor) -> Tensor:
+    """Rows of what is present at their places in the shape of ``present``; zeros elsewhere."""
+    if len(rows) == present.numel():
+        return rows.unflatten(0, present.shape) if present.dim() > 1 else rows
+    out = rows.new_zeros(present.numel(), *rows.shape[1:]).index_copy(0, present.flatten().nonzero()[:, 0], rows)
+    return out.unflatten(0, present.shape) if present.dim() > 1 else out
+
+
+def only_present(cameras: Cameras, camera_BN: Tensor) -> Cameras:
+    """The cameras with unit matrices in place of the calibration of absent ones, which may hold anything."""
+
+    def select(matrices: Tensor) -> Tensor:
+        unit = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+        return torch.where(camera_BN[:, :, None, None], matrices, unit)
+
+    return Cameras(
+        intrinsics_BN33=select(cameras.intrinsics_BN33),
+        image_aug_BN44=select(cameras.image_aug_BN44),
+        cam2keyego_BN44=select(cameras.cam2keyego_BN44),
+        bev_aug_B44=cameras.bev_aug_B44,
+    )
+
+
+def unused(module: nn.Module) -> Tensor:
+    """A zero that depends on every weight of a part that is not run: distributed training waits for all gradients."""
+    return torch.stack([weight.sum() for weight in module.parameters()]).sum() * 0.0
