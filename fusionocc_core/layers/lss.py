@@ -1,7 +1,7 @@
-"""Depth and context of each feature cell from one 1x1 convolution (Lift, Splat, Shoot; BEVDet).
+"""From a feature map to a depth distribution and the features that are spread along it: the ways that one may choose.
 
-What turns a feature map into a depth distribution and the features that are spread along it is a choice of the
-networks; this is the simplest. Legend: B pictures, C channels, D depth bins, h w feature map, V camera vector.
+Lift, Splat, Shoot (Philion and Fidler, ECCV 2020) as BEVDet and BEVDepth have it. Legend: B pictures, C channels,
+D depth bins, h w feature map, V camera vector. Submodules carry the names of the official checkpoints.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+from fusionocc_core.layers.camera_depth import CameraDepthConfig, CameraDepthNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,18 @@ class DepthAndContext:
 class LssConfig:
     """One 1x1 convolution that is told nothing about the camera."""
 
-    channels: int = 64
-    """Of the context."""
+    context_channels: int = 64
+    """Channels of what is lifted."""
+
+
+ViewConfig = LssConfig | CameraDepthConfig
+
+
+def make_view(config: ViewConfig, in_channels: int, *, num_depths: int) -> Lss | CameraAwareLss:
+    """The module that the configuration describes, with fresh weights."""
+    if isinstance(config, LssConfig):
+        return Lss(config, in_channels, num_depths=num_depths)
+    return CameraAwareLss(config, in_channels, num_depths=num_depths)
 
 
 class Lss(nn.Module):
@@ -35,7 +47,7 @@ class Lss(nn.Module):
     def __init__(self, config: LssConfig, in_channels: int, *, num_depths: int) -> None:
         super().__init__()
         self.num_depths = num_depths
-        self.depth_net = nn.Conv2d(in_channels, num_depths + config.channels, 1)
+        self.depth_net = nn.Conv2d(in_channels, num_depths + config.context_channels, 1)
 
     def forward(self, features_BChw: Tensor, vectors_BV: Tensor) -> DepthAndContext:
         """(B, C, h, w) to depth scores and context; ``vectors_BV`` (see camera_vectors) is for other choices."""
@@ -43,3 +55,16 @@ class Lss(nn.Module):
         return DepthAndContext(
             depth_logits_BDhw=both_BChw[:, : self.num_depths], context_BChw=both_BChw[:, self.num_depths :]
         )
+
+
+class CameraAwareLss(nn.Module):
+    """A deep depth network that is told about the camera: see camera_depth.CameraDepthNet."""
+
+    def __init__(self, config: CameraDepthConfig, in_channels: int, *, num_depths: int) -> None:
+        super().__init__()
+        self.depth_net = CameraDepthNet(config, in_channels, num_depths=num_depths)
+
+    def forward(self, features_BChw: Tensor, vectors_BV: Tensor) -> DepthAndContext:
+        """(B, C, h, w) and camera vectors (see camera_vectors) to depth scores and context."""
+        seen = self.depth_net(features_BChw, vectors_BV)
+        return DepthAndContext(depth_logits_BDhw=seen.depth_logits_BDhw, context_BChw=seen.context_BChw)

@@ -19,7 +19,7 @@ from fusionocc_core.layers.bev_encoder import BevFpnLss, BevResNet, BevResNetCon
 from fusionocc_core.layers.height_head import ChannelToHeight
 from fusionocc_core.layers.image_backbones import ImageBackboneConfig, make_image_backbone
 from fusionocc_core.layers.image_necks import ImageNeckConfig, make_image_neck
-from fusionocc_core.layers.lss import DepthAndContext, Lss, LssConfig
+from fusionocc_core.layers.lss import DepthAndContext, ViewConfig, make_view
 from fusionocc_core.layers.view_transform import (
     Cameras,
     Lift,
@@ -31,9 +31,6 @@ from fusionocc_core.layers.view_transform import (
 from fusionocc_core.models.flashocc_official import check_official_grid, from_official
 from fusionocc_core.models.network import OccupancyNetwork
 from fusionocc_core.structures import Batch, InputConfig, Outputs
-
-ViewConfig = LssConfig
-"""Ways from a feature map to depth and context: a config with ``channels``, and a module in ``make_view``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,18 +91,13 @@ class FlashOccConfig:
     @property
     def joined_channels(self) -> int:
         """Channels of the bird's-eye view that joins the frames."""
-        return self.num_frames * self.view.channels
+        return self.num_frames * self.view.context_channels
 
     @property
     def bev_grid(self) -> VoxelGrid:
         """The bird's-eye view: the grid of the answer as one layer of its whole height."""
         x, y, _ = self.grid.voxel_size
         return replace(self.grid, voxel_size=(x, y, self.grid.upper[2] - self.grid.lower[2]))
-
-
-def make_view(config: ViewConfig, in_channels: int, *, num_depths: int) -> Lss:
-    """The module that the configuration describes, with fresh weights."""
-    return Lss(config, in_channels, num_depths=num_depths)
 
 
 class FlashOcc(OccupancyNetwork):
@@ -115,7 +107,7 @@ class FlashOcc(OccupancyNetwork):
 
     def __init__(self, config: FlashOccConfig) -> None:
         super().__init__(config)
-        context, encoder = config.view.channels, config.bev_encoder
+        context, encoder = config.view.context_channels, config.bev_encoder
         self.img_backbone = make_image_backbone(config.image_backbone)
         self.img_neck = make_image_neck(config.image_neck, config.image_backbone.out_channels)
         self.img_view_transformer = make_view(config.view, config.image_neck.channels, num_depths=config.depth_bins.num)

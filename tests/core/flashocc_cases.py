@@ -25,7 +25,7 @@ def reference_config() -> FlashOccConfig:
         grid=replace(m0.grid, voxel_size=(2.0, 2.0, 0.4)),
         image_backbone=ResNetConfig(base_channels=8),
         image_neck=FpnConfig(channels=32),
-        view=LssConfig(channels=16),
+        view=LssConfig(context_channels=16),
         bev_encoder=BevResNetConfig(channels=(32, 64, 128)),
         bev_channels=32,
     )
