@@ -29,6 +29,8 @@ BORDER_M = 1.0
 
 _BLOCK = 8
 """Steps between two looks at who has arrived: sorting out the arrived costs time, and so do steps beyond the end."""
+_CHUNK = 32_768
+"""Rays that are marked at a time: their state then fits the processor's cache."""
 _FAR = 1e30
 """Ray parameter of a face that is never reached; finite, so that 0 * _FAR is 0."""
 
@@ -90,7 +92,7 @@ class Rays:
     direction: NDArray[np.float64]
     """(R, 3) of length 1."""
 
-    def __getitem__(self, chosen: NDArray[np.bool_]) -> Rays:
+    def __getitem__(self, chosen: NDArray[np.bool_] | slice) -> Rays:
         return replace(self, start=self.start[chosen], direction=self.direction[chosen])
 
 
@@ -141,6 +143,27 @@ def cast_rays(occupied: NDArray[np.bool_], rays: Rays, voxel_size: float) -> Ray
     while walk.remaining:
         walk.advance()
     return RayHits(voxel=walk.end_voxel, distance=walk.end_t * voxel_size)
+
+
+def crossed_voxels(blocked: NDArray[np.bool_], rays: Rays, length: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """The voxels (X, Y, Z) that rays pass through: those left before ``length``, up to the first blocked one, inclusive.
+
+    Args:
+        blocked: (X, Y, Z) voxels that stop a ray; the one where it stops is marked, too.
+        rays: start inside the volume; they end where they leave it.
+        length: (R,) in voxels; the voxel that holds a ray's end is not left and so not marked, unless it is blocked.
+    """
+    marks: NDArray[np.bool_] | None = None
+    for begin in range(0, len(length), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        walk = _MarkingWalk(blocked, rays[part], length[part], marks)
+        marks = walk.marks
+        while walk.remaining:
+            walk.advance()
+    if marks is None:
+        return np.zeros(blocked.shape, dtype=bool)
+    rim = (slice(_BLOCK, -_BLOCK),) * 3
+    return marks.reshape(tuple(n + 2 * _BLOCK for n in blocked.shape))[rim].copy()
 
 
 class _Walk:
@@ -219,3 +242,33 @@ class _Walk:
         """Flat indices into the volume without its rim."""
         x, y, z = np.unravel_index(at, self.rim_shape)
         return np.asarray(np.ravel_multi_index((x - _BLOCK, y - _BLOCK, z - _BLOCK), self.shape), dtype=np.int64)
+
+
+class _MarkingWalk(_Walk):
+    """A walk that marks the voxels on its way, in an array with the rim; see crossed_voxels."""
+
+    def __init__(
+        self,
+        blocked: NDArray[np.bool_],
+        rays: Rays,
+        length: NDArray[np.floating],
+        marks: NDArray[np.bool_] | None,
+    ) -> None:
+        super().__init__(blocked, rays)
+        self.length = np.asarray(length, dtype=np.float64)
+        self.marks = np.zeros(self.arrived.shape, dtype=bool) if marks is None else marks
+
+    def advance(self) -> None:
+        """_BLOCK steps of every ray; those that were stopped or have ended are left behind."""
+        at_SR, exit_SR = self._steps()
+        stop_SR = np.take(self.arrived, at_SR[1:])
+        over_SR = exit_SR[1:] >= self.length
+        going_SR = ~(over_SR | np.logical_or.accumulate(stop_SR, axis=0))
+        first_stop_SR = stop_SR & (exit_SR[:-1] < self.length)
+        first_stop_SR[1:] &= going_SR[:-1]
+        self.marks[at_SR[1:][going_SR | first_stop_SR]] = True
+        keep = np.flatnonzero(going_SR[-1])
+        self.length, self.at = self.length[keep], self.at[keep]
+        self.row = self.row[keep]
+        self.t, self.dt, self.jump = (np.take(a, keep, axis=1) for a in (self.t, self.dt, self.jump))
+        self.t_before, self.at_before = exit_SR[-1, keep], at_SR[-1, keep]
