@@ -250,6 +250,20 @@ def lidar_present(batch: Batch) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CenterOutputs:
+    """Objects as points of the bird's-eye view, K of them being the classes of objects, X Y the columns of the grid."""
+
+    class_ids: tuple[int, ...]
+    """The label of each of the K classes."""
+    heatmap_logits_BKXY: Tensor
+    """Unnormalised scores (one sigmoid each) that the centre of an object of the class lies in the column."""
+    offset_B2XY: Tensor
+    """Where in the column the centre lies: x and y from its lower corner, in columns."""
+    height_BXY: Tensor
+    """z of the centre, metres."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outputs:
     """What a network gives back; None where a model has no such output."""
 
@@ -262,6 +276,8 @@ class Outputs:
     observed_B: Tensor | None = None
     """Bool: samples with a sensor that was present; of the others nothing is known, whatever the scores say. None: all
     have one."""
+    centers: CenterOutputs | None = None
+    """Where objects are, to tell those of one class apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +305,8 @@ class Occupancy:
     stamp_ns: int
     confidence: NDArray[np.uint8] | None = None
     """(X, Y, Z) probability of the label, 0..255; None unless asked for."""
+    instances: NDArray[np.uint16] | None = None
+    """(X, Y, Z) number of the object, from 1; 0 where the network found none. None where it tells no objects apart."""
     model: str = ""
     """Preset or file that made it."""
     trained_on: str = ""
@@ -303,6 +321,11 @@ class Occupancy:
                 raise ValueError(
                     f"Occupancy.{name}: {array.dtype} {array.shape}; expected uint8 {self.grid.shape} for its grid"
                 )
+        numbers = self.instances
+        if numbers is not None and (numbers.shape != self.grid.shape or numbers.dtype != np.uint16):
+            raise ValueError(
+                f"Occupancy.instances: {numbers.dtype} {numbers.shape}; expected uint16 {self.grid.shape} for its grid"
+            )
 
     def occupied(self) -> NDArray[np.int64]:
         """Indices (M, 3) of voxels that are neither free nor unknown, in memory order."""
