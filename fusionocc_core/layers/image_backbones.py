@@ -206,8 +206,8 @@ class SwinBackbone(nn.Module):
 
     Differences from timm's network that the official checkpoint needs: the order of padding and rolling (see
     ShiftWindowAttention), and the order of the inputs of ``downsample`` (permuted once, when a checkpoint is read or
-    written: models/fusionocc_official.py). The checkpoint's stereo output of the first stage is not computed: FusionOcc
-    discards it.
+    written: models/fusionocc_official.py). ``stage_maps`` also gives the first stage, without a norm: the official
+    stereo output.
     """
 
     def __init__(self, config: SwinConfig) -> None:
@@ -234,13 +234,19 @@ class SwinBackbone(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Feature maps (B, C, h, w), finest first; pictures of any size, padded to whole patches with zeros."""
+        maps = self.stage_maps(images_BCHW)
+        return maps[-2], maps[-1]
+
+    def stage_maps(self, images_BCHW: Tensor, *, count: int | None = None) -> list[Tensor]:
+        """The maps of the first ``count`` stages (all by default), from stride 4 on; the last two behind their norms."""
         x_BhwC = self.patch_embed(images_BCHW)
+        norms = {len(self.stages) - 2: self.norm2, len(self.stages) - 1: self.norm3}
         maps = []
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages[:count]):
             map_BhwC, x_BhwC = stage(x_BhwC)
-            maps.append(map_BhwC)
-        fine, coarse = self.norm2(maps[-2]), self.norm3(maps[-1])
-        return fine.permute(0, 3, 1, 2), coarse.permute(0, 3, 1, 2)
+            map_BhwC = norms[number](map_BhwC) if number in norms else map_BhwC
+            maps.append(map_BhwC.permute(0, 3, 1, 2))
+        return maps
 
 
 def _init_linear(module: nn.Module) -> None:

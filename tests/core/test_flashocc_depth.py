@@ -1,8 +1,8 @@
 """The camera-aware depth network, its bins and its loss, against tensors of the official code."""
 
-import numpy as np
 import pytest
 import torch
+from flashocc_cases import golden, weights_of
 
 from fusionocc_core.grids import DepthBins
 from fusionocc_core.layers.camera_depth import CameraDepthConfig, CameraDepthNet
@@ -12,14 +12,7 @@ from fusionocc_core.losses.image import depth_loss
 LINEAR = DepthBins(start=1.0, stop=45.0, step=1.0)
 LOG = DepthBins(start=1.0, stop=45.0, step=0.5, spacing="log_official")
 SMALL = CameraDepthConfig(mid_channels=32, context_channels=16, aspp_channels=8)
-DEPTH_NET = "sd/img_view_transformer.depth_net."
-
-
-def tensors(path, prefix=""):
-    """The arrays whose names begin with a prefix, without it."""
-    with np.load(path) as file:
-        names = [name for name in file.files if name.startswith(prefix) and file[name].dtype.kind != "U"]
-        return {name.removeprefix(prefix): torch.from_numpy(file[name]) for name in names}
+DEPTH_NET = "img_view_transformer.depth_net."
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +22,17 @@ def folder(shared):
 
 @pytest.mark.data
 def test_bins_of_both_spacings(folder):
-    golden = tensors(folder / "depth_bins.npz")
+    reference = golden(folder / "depth_bins.npz")
     for bins, name in ((LINEAR, "uniform_bins_D44"), (LOG, "sid_bins_D88")):
-        ours = measured_depth_bins(golden["gt_depth"], bins, 16) - 1
-        assert torch.equal(ours.flatten(), golden[name])
+        ours = measured_depth_bins(reference["gt_depth"], bins, 16) - 1
+        assert torch.equal(ours.flatten(), reference[name])
         assert (ours >= 0).sum() > 250
     samples = frustum_samples(
         LiftConfig(frustum_pixels="corner_aligned", frustum_depths="lower_edges"), LOG, (64, 176), 16
     )
-    torch.testing.assert_close(samples[:, 0, 0, 2], golden["sid_depths"], rtol=1e-6, atol=0)
-    assert torch.equal(samples[0, 0, :, 0], golden["frustum_u"])
-    assert torch.equal(samples[0, :, 0, 1], golden["frustum_v"])
+    torch.testing.assert_close(samples[:, 0, 0, 2], reference["sid_depths"], rtol=1e-6, atol=0)
+    assert torch.equal(samples[0, 0, :, 0], reference["frustum_u"])
+    assert torch.equal(samples[0, :, 0, 1], reference["frustum_v"])
 
 
 @pytest.mark.parametrize("spacing", ["linear", "log", "log_official"])
@@ -56,18 +49,21 @@ def test_a_depth_lies_in_the_bin_whose_edges_enclose_it(spacing):
 
 @pytest.mark.data
 def test_depth_net_and_loss(folder):
-    golden = tensors(folder / "bevdepth_small.npz")
+    reference = golden(folder / "bevdepth_small.npz")
+    weights = {
+        name.removeprefix(DEPTH_NET): tensor for name, tensor in weights_of(reference).items() if DEPTH_NET in name
+    }
     net = CameraDepthNet(SMALL, 32, num_depths=44).eval()
-    net.load_state_dict(tensors(folder / "bevdepth_small.npz", DEPTH_NET))
+    net.load_state_dict(weights)
     with torch.no_grad():
-        seen = net(golden["neck"].flatten(0, 1), golden["mlp_input"].flatten(0, 1))
+        seen = net(reference["neck"].flatten(0, 1), reference["mlp_input"].flatten(0, 1))
     both = torch.cat([seen.depth_logits_BDhw, seen.context_BChw], dim=1)
-    torch.testing.assert_close(both, golden["depthnet_out"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both, reference["depthnet_out"], rtol=1e-4, atol=1e-5)
     logits = seen.depth_logits_BDhw.unflatten(0, (2, 3))
-    torch.testing.assert_close(logits.softmax(dim=2).flatten(0, 1), golden["depth_prob"], rtol=1e-4, atol=1e-6)
-    bins = measured_depth_bins(golden["gt_depth"], LINEAR, 16)
-    assert torch.equal(bins.flatten() - 1, golden["gt_bin"])
-    torch.testing.assert_close(depth_loss(logits, bins), golden["loss_depth"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(logits.softmax(dim=2).flatten(0, 1), reference["depth_prob"], rtol=1e-4, atol=1e-6)
+    bins = measured_depth_bins(reference["gt_depth"], LINEAR, 16)
+    assert torch.equal(bins.flatten() - 1, reference["gt_bin"])
+    torch.testing.assert_close(depth_loss(logits, bins), reference["loss_depth"], rtol=1e-5, atol=0)
 
 
 def test_cost_volume_belongs_to_stereo_alone():
