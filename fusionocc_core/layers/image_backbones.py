@@ -238,7 +238,7 @@ class SwinBackbone(nn.Module):
         return maps[-2], maps[-1]
 
     def stage_maps(self, images_BCHW: Tensor, *, count: int | None = None) -> list[Tensor]:
-        """The maps of the first ``count`` stages (all by default), from stride 4 on; the last two behind their norms."""
+        """Maps of the first ``count`` stages (None: all), from stride 4 on; the last two behind their norms."""
         x_BhwC = self.patch_embed(images_BCHW)
         norms = {len(self.stages) - 2: self.norm2, len(self.stages) - 1: self.norm3}
         maps = []

@@ -80,7 +80,7 @@ class ResNetBackbone(nn.Module):
         return maps[2], maps[3]
 
     def stage_maps(self, images_BCHW: Tensor, *, count: int = 4) -> list[Tensor]:
-        """The maps of the first ``count`` stages, at strides 4, 8, 16 and 32; for what compares pictures at stride 4."""
+        """Maps of the first ``count`` stages, at strides 4, 8, 16, 32; for what compares pictures at stride 4."""
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
         x_BChw = images_BCHW.contiguous(memory_format=torch.channels_last)
         x_BChw = self.maxpool(torch.relu(self.bn1(self.conv1(x_BChw))))

@@ -1,5 +1,4 @@
-"""What two moments have to do with each other: where a cell of one picture lies in an earlier one, and where a cell of
-the bird's-eye view lies in an earlier view.
+"""Two moments: where a cell of a picture lies in an earlier one, and of the bird's-eye view in an earlier view.
 
 Legend: B samples, N cameras, D depth bins, C channels, H W feature map, Y X cells of the bird's-eye view.
 """
@@ -32,7 +31,8 @@ def matching_cells(
 
     Args:
         samples_DHW3: view_transform.frustum_samples at the resolution of the maps: u, v, depth.
-        now, earlier: calibration of the two moments, in the same key ego frame.
+        now: calibration of the current pictures.
+        earlier: of the earlier ones, in the same key ego frame.
         image_size: (H, W) of the network's picture, pixels.
         pixels: LiftConfig.frustum_pixels, with which the samples were made: says which pixel a cell stands for.
 

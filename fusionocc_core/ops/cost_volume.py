@@ -41,7 +41,8 @@ def cost_volume(
             cells. "zero_channel" (official): where the first channel of the last group of four is read as exactly zero,
             which holds for many a cell in the picture whose features come out of a ReLU.
         penalty: added to the cost of samples out of view.
-        backend: "grid_sample" (the readable form), "embedding_bag" (reads whole feature vectors), or "auto": embedding_bag on a CPU, grid_sample elsewhere.
+        backend: "grid_sample" (the readable form), "embedding_bag" (reads whole feature vectors), or "auto":
+            embedding_bag on a CPU, grid_sample elsewhere.
 
     Returns:
         (B, D, H, W), not negative, sums to one over D.

@@ -53,7 +53,7 @@ def test_the_first_stage_alone_is_the_first_stage(config):
 
 
 def rig(forward_m: float, *, cameras: int = 3) -> Cameras:
-    """A ring of cameras that stands so many metres behind the key ego frame; pictures are scaled and turned a little."""
+    """A ring of cameras so many metres behind the key ego frame; pictures are scaled and turned a little."""
     pose = camera_ring(cameras)[None].clone()
     pose[..., 0, 3] -= forward_m
     aug = torch.eye(4).repeat(1, cameras, 1, 1)
