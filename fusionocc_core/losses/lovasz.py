@@ -21,7 +21,7 @@ def lovasz_softmax(logits_BKXYZ: Tensor, labels_BXYZ: Tensor, *, unknown: int) -
         unknown: Label of voxels that do not count.
     """
     known = labels_BXYZ != unknown
-    probability_VK = logits_BKXYZ.float().softmax(dim=1).movedim(1, -1)[known]
+    probability_VK = logits_BKXYZ.movedim(1, -1)[known].float().softmax(dim=1)
     label_V = labels_BXYZ[known].long()
     present = torch.bincount(label_V, minlength=probability_VK.shape[1]).nonzero().flatten().tolist()
     terms = [_lovasz_of_class(probability_VK[:, k], label_V == k) for k in present]

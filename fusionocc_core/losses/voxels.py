@@ -78,11 +78,12 @@ def voxel_cross_entropy(
     known = labels_BXYZ != unknown
     counted = known if mask_BXYZ is None else known & mask_BXYZ.bool()
     # Classes last and one row a voxel: heads compute them so, and CUDA's volume kernel does not give repeatable sums.
-    logits_VK = logits_BKXYZ.float().movedim(1, -1).flatten(0, -2)
-    label_V = labels_BXYZ.long().where(known, 0).flatten()
-    weight_V = counted.float().flatten()
+    # Only what counts: of a camera's mask that is a tenth of the voxels.
+    logits_VK = logits_BKXYZ.movedim(1, -1)[counted].float()
+    label_V = labels_BXYZ[counted].long()
+    weight_V = torch.ones_like(logits_VK[:, 0])
     if class_weights is not None:
-        weight_V = weight_V * logits_VK.new_tensor(class_weights)[label_V]
+        weight_V = logits_VK.new_tensor(class_weights)[label_V]
     entropy_V = F.cross_entropy(logits_VK, label_V, reduction="none")
     return (entropy_V * weight_V).sum() / (weight_V.sum() + torch.finfo(torch.float32).eps)
 
