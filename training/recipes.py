@@ -20,7 +20,8 @@ from fusionocc_core.engine.sampler import BatchConfig
 from fusionocc_core.engine.schedule import ScheduleConfig
 from fusionocc_core.engine.sensor_dropout import SensorDropout
 from fusionocc_core.engine.trainer import TrainConfig
-from fusionocc_core.losses import fusionocc_losses
+from fusionocc_core.losses import OCC3D_VOXEL_COUNTS, LossConfig, balancing_weights, fusionocc_losses
+from fusionocc_core.models import flashfusion_presets
 from fusionocc_core.models import fusionocc_presets as networks
 
 
@@ -188,5 +189,40 @@ def tiny_overfit() -> Recipe:
             workers=0,
             evaluate_every=150,
             checkpoints=CheckpointConfig(every_steps=75, keep=1),
+        ),
+    )
+
+
+def flashfusion_mini_simulated() -> Recipe:
+    r"""The real-time network for a CPU on simulated streets, sensors dropped at random, measured with the camera mask.
+
+    Paper: none; the network is ours (docs/flashfusion.md). Expected: not measured.
+
+        fusionocc simulate --out data/sim --scenes 64 --keyframes 10 --seed 100 --image-size 800x450
+        python training/train.py flashfusion_mini_simulated --data data/sim --out out/flashfusion_mini
+    """
+    return Recipe(
+        preset="flashfusion-mini",
+        model=flashfusion_presets.flashfusion_mini(),
+        data=DataConfig(
+            train_split="sim_train",
+            val_split="sim_val",
+            label_mask="camera",
+            sensor_dropout=SensorDropout(camera=0.05, pictures=0.1, lidar=0.15),
+        ),
+        loss=LossConfig(
+            cross_entropy=1.0,
+            lovasz=1.0,
+            depth=0.05,
+            segmentation=0.2,
+            class_weights=balancing_weights(OCC3D_VOXEL_COUNTS),
+        ),
+        train=TrainConfig(
+            epochs=12,
+            batch=BatchConfig(total=4, per_process=4),
+            optimizer=OptimizerConfig(lr=1e-3, clip_norm=10.0),
+            schedule=ScheduleConfig(every="step", warmup_steps=100, warmup_ratio=0.1),
+            ema=EmaConfig(decay=0.99, ramp=100.0, initial_updates=0),
+            precision="bf16",
         ),
     )

@@ -114,7 +114,8 @@ class HeightHead(nn.Module):
     Args:
         in_channels: of the fused map.
         skip_channels: of the LiDAR's channels at full resolution.
-        channels: after the 3x3 convolution; twice as many in front of the scores.
+        channels: after the 3x3 convolution.
+        hidden_channels: of the layer in front of the scores, which sees the LiDAR's channels once more.
         size_z: voxels along the height.
         num_classes: classes, free space included.
         free: the class of free space.
@@ -126,6 +127,7 @@ class HeightHead(nn.Module):
         in_channels: int,
         skip_channels: int,
         channels: int,
+        hidden_channels: int,
         *,
         size_z: int,
         num_classes: int,
@@ -137,8 +139,8 @@ class HeightHead(nn.Module):
         self.reduce = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.mix = conv_norm(channels + skip_channels, channels)
-        self.hidden = nn.Linear(channels, 2 * channels)
-        self.scores = nn.Linear(2 * channels, size_z * num_classes)
+        self.hidden = nn.Linear(channels + skip_channels, hidden_channels)
+        self.scores = nn.Linear(hidden_channels, size_z * num_classes)
         with torch.no_grad():
             self.scores.weight.mul_(0.1)
             prior = torch.full((num_classes,), math.log((1 - free_prior) / (num_classes - 1)))
@@ -154,8 +156,10 @@ class HeightHead(nn.Module):
             margin: cells of full resolution to leave out on every side.
         """
         map_BCYX = F.interpolate(self.norm(self.reduce(map_BCyx)), scale_factor=2, mode="bilinear", align_corners=False)
-        joined = torch.cat([cropped(map_BCYX, margin), cropped(skip_BCYX, margin)], dim=1)
-        column_BYXC = self.mix(joined.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        skip_BCYX = cropped(skip_BCYX, margin)
+        joined = torch.cat([cropped(map_BCYX, margin), skip_BCYX], dim=1)
+        mixed = self.mix(joined.contiguous(memory_format=torch.channels_last))
+        column_BYXC = torch.cat([mixed, skip_BCYX], dim=1).permute(0, 2, 3, 1)
         scores_BYXS = self.scores(torch.relu(self.hidden(column_BYXC)))
         return scores_BYXS.unflatten(3, (self.size_z, self.num_classes)).permute(0, 4, 2, 1, 3)
 

@@ -56,7 +56,8 @@ class FlashFusionConfig:
     """Its first width is that of the fused map."""
     skip_channels: int = 24
     """What the head gets of the LiDAR's raster at full resolution."""
-    head_channels: int = 48
+    head_channels: int = 32
+    head_hidden_channels: int = 80
     free_prior: float = 0.9
     """Share of free voxels that fresh weights assume."""
 
@@ -153,6 +154,7 @@ class FlashFusion(OccupancyNetwork):
             fused,
             config.skip_channels,
             config.head_channels,
+            config.head_hidden_channels,
             size_z=size_z,
             num_classes=num_classes,
             free=config.label_set.free,
