@@ -1,6 +1,7 @@
 """What every condition means, exactly, on a tiny data set with and without files between its keyframes."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_dropped_cameras_are_nested_even_and_leave_the_others_untouched(still, f
             if place == 7:
                 lost_by_count.append(set(names) - {camera.name for camera in left.cameras})
         assert set(times.values()) == {2 * count}, "every camera is lost equally often"
-    assert all(fewer < more for fewer, more in zip(lost_by_count, lost_by_count[1:], strict=False))
+    assert all(fewer < more for fewer, more in pairwise(lost_by_count))
 
 
 def test_no_lidar_keeps_cameras_and_reference(still, frame):
@@ -181,8 +182,8 @@ def test_delay_shows_the_file_that_is_so_much_older_under_the_old_stamp(sweeping
     frame = frozen(sweeping.with_history(cameras=1, lidar=1)[INDEX])
     spoiled = Delay(sensor="camera", delay_ms=delay_ms).apply(frame, around(sweeping))
     assert (spoiled.really_older, spoiled.files) == (12, 12)
-    pairs = zip(frame.cameras + frame.camera_history[0], spoiled.frame.cameras + spoiled.frame.camera_history[0])
-    for clean, late in pairs:
+    then = spoiled.frame.cameras + spoiled.frame.camera_history[0]
+    for clean, late in zip(frame.cameras + frame.camera_history[0], then, strict=True):
         expected = read_camera(record_at(sweeping, clean.name, clean.stamp_ns - delay_ms * MS))
         assert np.array_equal(late.image, expected.image)
         assert not np.array_equal(late.image, clean.image)
@@ -251,6 +252,19 @@ def test_the_first_keyframe_has_nothing_older(sweeping):
     assert np.array_equal(spoiled.frame.lidar.points, sweeping[0].lidar.points)
     assert [note_of(really_older=n, files=4) for n in (0, 3, 4)] == ["ego motion", "older files 3/4", "older files"]
     assert note_of(really_older=0, files=0) == ""
+
+
+def test_a_damaged_older_file_is_no_excuse(tmp_path):
+    """It ends the run with its own message instead of passing for a condition that the data cannot have."""
+    frames = NuScenesFrames(write_tree(tmp_path / "data", scenes=SCENE, sweeps=4, cameras={"CAM_FRONT": 0.0}).root)
+    older = record_at(frames, "LIDAR_TOP", frames[1].lidar.stamp_ns - 100 * MS)
+    older.path.write_bytes(b"short")
+    with pytest.raises(ValueError, match="bytes") as error:
+        applied(Delay(sensor="lidar", delay_ms=100), frames[1], frames)
+    assert not isinstance(error.value, Inapplicable)
+    older.path.unlink()
+    with pytest.raises(FileNotFoundError):
+        applied(Delay(sensor="lidar", delay_ms=100), frames[1], frames)
 
 
 def test_delays_that_cannot_be(still, frame, tmp_path):
