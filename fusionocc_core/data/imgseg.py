@@ -30,7 +30,8 @@ CELL = 8
 UNPAINTED = OCC3D_LABELS.free
 _BELOW, _LEFT, _RIGHT = 8, 4, 4
 """A point paints this many pixels around its own, as many above as below; below and to the right exclusive."""
-_NEAREST_M = 0.1
+NEAREST_M = 0.1
+"""Points nearer than this to a camera, along its axis, paint nothing."""
 _FAR_MAP_M = 1e5
 """Beyond this, map coordinates in float32 are off by centimetres."""
 LIDARSEG_DOWNLOAD = (
@@ -151,7 +152,7 @@ def paint_pictures(
     for camera, bounds in zip(cameras, _bounds(lidar, cameras), strict=True):
         near = _maybe_seen(xyz, bounds, scratch)
         pixels = _project(np.take(xyz, near, axis=1), to_map, camera, origin)
-        maps.append(_paint(pixels, classes[near], camera))
+        maps.append(paint_cells(pixels.u, pixels.v, classes[near][pixels.inside], (camera.height, camera.width)))
     return maps
 
 
@@ -166,23 +167,31 @@ class _Pixels:
     v: NDArray[np.intp]
 
 
-def _paint(pixels: _Pixels, classes: NDArray[np.uint8], camera: SensorRecord) -> NDArray[np.uint8]:
-    """Set the one column and two rows of cells that each rectangle covers.
+def paint_cells(
+    u: NDArray[np.intp], v: NDArray[np.intp], classes: NDArray[np.uint8], image_size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """The label map (ceil(H / 8), ceil(W / 8)) of points whose pixels are known; see paint_pictures for the rule.
 
-    Of the rows y - 8 ... y + 7 two are multiples of 8, of the columns x - 4 ... x + 3 one is. What falls off the
+    Of the rows v - 8 ... v + 7 two are multiples of 8, of the columns u - 4 ... u + 3 one is. What falls off the
     picture goes to a rim that is cut off: one row above, and what begins at its last row or column or beyond.
+
+    Args:
+        u: (P,) columns of points in the picture, whole pixels, 0 to W - 1.
+        v: (P,) rows, 0 to H - 1.
+        classes: (P,); of points that paint the same cell the last one counts.
+        image_size: (H, W) of the picture.
     """
-    height, width = map_shape(camera)
-    wide, high = (camera.width + _RIGHT) // CELL + 1, (camera.height + _BELOW) // CELL + 2
-    cells = np.empty((len(pixels.u), 2), np.intp)
-    row_below_rim = (pixels.v + (CELL - 1)) // CELL
-    np.add(row_below_rim * wide, (pixels.u + (CELL - 1 - _LEFT)) // CELL, out=cells[:, 0])
+    height, width = image_size
+    wide, high = (width + _RIGHT) // CELL + 1, (height + _BELOW) // CELL + 2
+    cells = np.empty((len(u), 2), np.intp)
+    row_below_rim = (v + (CELL - 1)) // CELL
+    np.add(row_below_rim * wide, (u + (CELL - 1 - _LEFT)) // CELL, out=cells[:, 0])
     np.add(cells[:, 0], wide, out=cells[:, 1])
     canvas = np.full(high * wide, UNPAINTED, np.uint8)
     # Of several values for one cell NumPy keeps the last, which is the rule.
-    canvas[cells.ravel()] = np.repeat(classes[pixels.inside], 2)
-    painted = canvas.reshape(high, wide)[1 : 1 + -(-(camera.height - 1) // CELL), : -(-(camera.width - 1) // CELL)]
-    out = np.full((height, width), UNPAINTED, np.uint8)
+    canvas[cells.ravel()] = np.repeat(classes, 2)
+    painted = canvas.reshape(high, wide)[1 : 1 + -(-(height - 1) // CELL), : -(-(width - 1) // CELL)]
+    out = np.full((-(-height // CELL), -(-width // CELL)), UNPAINTED, np.uint8)
     out[: painted.shape[0], : painted.shape[1]] = painted
     return out
 
@@ -213,7 +222,7 @@ def _project(
     u, v, z = _intrinsics(camera) @ xyz
     with np.errstate(divide="ignore", invalid="ignore"):
         u, v = u / z, v / z
-        inside = (z > _NEAREST_M) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
+        inside = (z > NEAREST_M) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
     return _Pixels(inside=inside, u=u[inside].astype(np.intp), v=v[inside].astype(np.intp))
 
 

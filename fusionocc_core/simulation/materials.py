@@ -8,6 +8,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionocc_core.grids import LIDARSEG_TO_OCC3D
+
 
 class Material(IntEnum):
     """Index into MATERIALS and into a scene's textures."""
@@ -145,38 +147,5 @@ CATEGORY_NAMES = (
 
 RAW = {name: index for index, name in enumerate(CATEGORY_NAMES)}
 
-_OCC3D_NAMES: dict[int, tuple[str, ...]] = {
-    1: ("movable_object.barrier",),
-    2: ("vehicle.bicycle",),
-    3: ("vehicle.bus.bendy", "vehicle.bus.rigid"),
-    4: ("vehicle.car",),
-    5: ("vehicle.construction",),
-    6: ("vehicle.motorcycle",),
-    7: (
-        "human.pedestrian.adult",
-        "human.pedestrian.child",
-        "human.pedestrian.construction_worker",
-        "human.pedestrian.police_officer",
-    ),
-    8: ("movable_object.trafficcone",),
-    9: ("vehicle.trailer",),
-    10: ("vehicle.truck",),
-    11: ("flat.driveable_surface",),
-    12: ("flat.other",),
-    13: ("flat.sidewalk",),
-    14: ("flat.terrain",),
-    15: ("static.manmade",),
-    16: ("static.vegetation",),
-}
-
-
-def _raw_to_occ3d() -> NDArray[np.uint8]:
-    table = np.zeros(len(CATEGORY_NAMES), np.uint8)
-    for label, names in _OCC3D_NAMES.items():
-        for name in names:
-            table[RAW[name]] = label
-    return table
-
-
-RAW_TO_OCC3D = _raw_to_occ3d()
+RAW_TO_OCC3D = np.array([LIDARSEG_TO_OCC3D[name] for name in CATEGORY_NAMES], np.uint8)
 """(32,) lidarseg category -> Occ3D class: 0 others, 1 barrier ... 16 vegetation."""
