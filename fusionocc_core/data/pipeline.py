@@ -63,7 +63,9 @@ def prepare(
     aug_N44 = np.array([aug.matrix(inputs.image_size) for aug in augs]).reshape(-1, 4, 4)
     return Batch(
         images_BTNCHW=_images(pictures, augs, inputs)[None],
-        intrinsics_BTN33=_float32([[c.intrinsics for c in group] for group in pictures]).view(1, len(pictures), -1, 3, 3),
+        intrinsics_BTN33=_float32([[c.intrinsics for c in group] for group in pictures]).view(
+            1, len(pictures), -1, 3, 3
+        ),
         image_aug_BTN44=_float32([aug_N44 for _ in pictures])[None],
         cam2keyego_BTN44=cam2keyego(frame, pictures, inputs)[None],
         bev_aug_B44=_float32(bev_aug.matrix())[None],

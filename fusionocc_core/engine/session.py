@@ -116,10 +116,7 @@ def start_training(
     inputs, settings = recipe.model.inputs, recipe.train
     frames = open_frames(data, inputs, split=recipe.data.train_split, version=version, reduce=recipe.data.reduce)
     source = OccupancyExamples(frames, recipe.data, recipe.needs, seed=settings.seed)
-    held_out = open_frames(data, inputs, split=recipe.data.val_split, version=version)
-    labelled = LabelledFrames(
-        held_out, inputs, recipe.model.grid, recipe.model.label_set, rays=False, seed=settings.seed
-    )
+    labelled = _held_out(recipe, open_frames(data, inputs, split=recipe.data.val_split, version=version))
     model = fresh_network(recipe)
     begun = load_start(model, start or Start())
     seen = f"{frames.version} {recipe.data.train_split}, {len(frames)} keyframes, recipe {name}"
@@ -135,7 +132,7 @@ def start_training(
         tensorboard=tensorboard,
         console=console,
     )
-    recorder.say(f"{recipe.preset}: {seen}; {len(held_out)} keyframes of {recipe.data.val_split} to evaluate; {begun}")
+    recorder.say(f"{recipe.preset}: {seen}; {len(labelled)} keyframes of {recipe.data.val_split} to evaluate; {begun}")
     return Trainer(
         settings,
         model=model,
@@ -143,17 +140,28 @@ def start_training(
         source=source,
         world=world,
         recorder=recorder,
-        evaluate=lambda network: summary(
-            evaluate(
-                network,
-                labelled,
-                world=world,
-                workers=settings.workers,
-                precision=settings.precision,
-                limit=recipe.data.val_keyframes,
-                progress=recorder.evaluating,
-            )
-        ),
+        evaluate=_evaluation(recipe, labelled, world, recorder),
+    )
+
+
+def _held_out(recipe: Recipe, frames: NuScenesFrames) -> LabelledFrames:
+    network = recipe.model
+    return LabelledFrames(frames, network.inputs, network.grid, network.label_set, rays=False, seed=recipe.train.seed)
+
+
+def _evaluation(
+    recipe: Recipe, labelled: LabelledFrames, world: World, recorder: Recorder
+) -> Callable[[nn.Module], Mapping[str, float]]:
+    return lambda network: summary(
+        evaluate(
+            network,
+            labelled,
+            world=world,
+            workers=recipe.train.workers,
+            precision=recipe.train.precision,
+            limit=recipe.data.val_keyframes,
+            progress=recorder.evaluating,
+        )
     )
 
 
