@@ -1,10 +1,13 @@
 """How fast pictures and clouds become a network's input, as ratios measured side by side.
 
     python benchmarks/data.py [--data NUSCENES_ROOT] [--threads 2] [--repeats 7] [--out out/benchmarks/data.json]
+    python benchmarks/data.py --tables 200000 [--repeats 3]
 
 Each row runs its candidates in turn, again and again, so that whatever else the machine does hits all of them alike.
 The table shows the best time of each and the median of the ratios of neighbouring runs. Without --data the pictures are
-made up: six of 1600 x 900 pixels and eight clouds of 34,688 points.
+made up: six of 1600 x 900 pixels and eight clouds of 34,688 points. With --tables only opening is measured: made-up
+tables with so many rows of sample_data (v1.0-trainval has 2.6 million), read whole and through the index that
+`fusionocc prepare` writes, each time in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +28,8 @@ from statistics import median
 import cv2
 import numpy as np
 import torch
+from machine import Machine, in_words, machine, write_report
+from made_up_tables import write_tables
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -240,25 +247,99 @@ def print_table(timings: Sequence[Timing], console: Console) -> None:
     console.print(table)
 
 
+OPEN = """
+import json, sys, threading, time
+from pathlib import Path
+from fusionocc_core.data.nuscenes import NuScenesFrames
+from fusionocc_core.engine.reporting import resident_bytes
+before, peak, done = resident_bytes(), [0], threading.Event()
+def watch():
+    while not done.wait(0.01):
+        peak[0] = max(peak[0], resident_bytes())
+watcher = threading.Thread(target=watch)
+watcher.start()
+start, cpu = time.perf_counter(), time.process_time()
+frames = NuScenesFrames(sys.argv[1])
+took = {"s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
+kept = resident_bytes()
+done.set()
+watcher.join()
+memory = {"peak_mb": (max(peak[0], kept) - before) / 1e6, "kept_mb": (kept - before) / 1e6}
+print(json.dumps({**took, **memory, "index": frames.has_index, "keyframes": len(frames)}))
+"""
+"""Opens a data set in a fresh process; memory is what opening adds, at its peak and for good."""
+
+
+def measure_opening(rows: int, repeats: int, console: Console, about: Machine, out: Path) -> None:
+    """Open made-up tables as they are and through the index, in turn; print and write both."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "data"
+        keyframes = write_tables(root, rows)
+        start = time.perf_counter()
+        index = NuScenesFrames(root).write_index()
+        made_in = time.perf_counter() - start
+        aside = index.with_suffix(".aside")
+        runs: dict[str, list[dict[str, float]]] = {"the tables": [], "the index": []}
+        for _ in range(repeats):
+            index.rename(aside)
+            runs["the tables"].append(open_once(root))
+            aside.rename(index)
+            runs["the index"].append(open_once(root))
+        sizes = {
+            "tables_mb": sum(path.stat().st_size for path in root.glob("*/*.json")) / 1e6,
+            "index_mb": index.stat().st_size / 1e6,
+        }
+    table = Table("read", "best s", "CPU s", "of the index", "peak MB", "kept MB", "on disk MB")
+    last = min(run["cpu_s"] for run in runs["the index"])
+    for (name, taken), size in zip(runs.items(), sizes.values(), strict=True):
+        best, cpu, peak, kept = (min(run[key] for run in taken) for key in ("s", "cpu_s", "peak_mb", "kept_mb"))
+        numbers = (f"{best:.2f}", f"{cpu:.2f}", f"{cpu / last:.1f}x", f"{peak:.0f}", f"{kept:.0f}", f"{size:.1f}")
+        table.add_row(name, *numbers)
+    console.print(
+        f"{rows} rows of sample_data, {keyframes} keyframes; reading them and writing the index: {made_in:.1f} s"
+    )
+    console.print(table)
+    console.print(in_words(about), highlight=False, soft_wrap=True)
+    write_report(out, about, {"rows": rows, "keyframes": keyframes, **sizes, "runs": runs})
+    console.print(f"written: {out}")
+
+
+def open_once(root: Path) -> dict[str, float]:
+    """What opening takes in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, str(root)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    taken: dict[str, float] = json.loads(done.stdout)
+    return taken
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a data set in nuScenes format; its first keyframe is used")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--tables", type=int, metavar="ROWS", help="measure opening of tables with so many rows instead"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/data.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    console = Console()
+    console, about = Console(), machine()
+    if args.tables:
+        measure_opening(args.tables, args.repeats, console, about, args.out.with_stem("data_tables"))
+        return
     with tempfile.TemporaryDirectory() as folder:
         source = recorded(args.data) if args.data else made_up(Path(folder))
         measured = [t for row in track(rows(source, args.threads), console=console) for t in measure(row, args.repeats)]
     print_table(measured, console)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(
-        json.dumps({"threads": args.threads, "timings": [asdict(t) for t in measured]}, indent=1) + "\n"
-    )
+    console.print(in_words(about), highlight=False, soft_wrap=True)
+    write_report(args.out, about, {"threads": args.threads, "timings": [asdict(t) for t in measured]})
     console.print(f"written: {args.out}")
 
 

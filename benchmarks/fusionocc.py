@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 
 import torch
+from machine import in_words, machine
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -132,7 +133,9 @@ def main() -> None:
     table.add_row("all" + (" with backward" if args.train else ""), f"{statistics.median(walls):.2f}")
     table.add_row("CPU", f"{statistics.median(cpus):.2f}")
     table.add_row("peak memory, GiB", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(in_words(machine()), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

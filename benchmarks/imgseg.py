@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import tempfile
 import time
@@ -25,6 +24,7 @@ from statistics import median
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded
 
 import numpy as np
+from machine import in_words, machine, write_report
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -187,10 +187,11 @@ def main() -> None:
         table.add_column(heading, justify="left" if not heading else "right")
     for t in timings:
         table.add_row(t.row, f"{t.ours_best_ms:.2f}", f"{t.point_by_point_best_ms:.1f}", f"{t.ratio:.1f}x")
-    Console().print(table)
+    console, about = Console(), machine()
+    console.print(table)
+    console.print(in_words(about), highlight=False, soft_wrap=True)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps([asdict(t) for t in timings], indent=2) + "\n")
+        write_report(args.out, about, {"timings": [asdict(t) for t in timings]})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ it runs on every 200th ray and is multiplied by 200.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import time
@@ -22,6 +21,7 @@ from statistics import median
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded
 
 import numpy as np
+from machine import in_words, machine, write_report
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -183,13 +183,13 @@ def main() -> None:
         table.add_column(heading, justify="right" if "ms" in heading or "ratio" in heading else "left")
     for t in timings:
         table.add_row(t.row, f"{t.ours_best_ms:.1f}", t.other, f"{t.other_best_ms:.1f}", f"{t.ratio:.2f}x")
-    console = Console()
+    console, about = Console(), machine()
     console.print(table)
     minutes = timings[-1].other_best_ms * VALIDATION_FRAMES / 60e3
     console.print(f"all scores of the {VALIDATION_FRAMES} frames of nuScenes' val: {minutes:.1f} CPU minutes")
+    console.print(in_words(about), highlight=False, soft_wrap=True)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps([asdict(t) for t in timings], indent=2) + "\n")
+        write_report(args.out, about, {"timings": [asdict(t) for t in timings]})
 
 
 if __name__ == "__main__":

@@ -10,21 +10,16 @@ seven sweeps of a 32-beam scanner in a street, thinned as FusionOcc's pipeline t
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
+from machine import Machine, in_words, installed, machine, write_report
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -134,14 +129,6 @@ def cloud_from_files(paths: list[Path], sweeps: int = 7) -> Tensor:
         x, y, z, intensity, ring = lidar.T
         clouds.append(np.stack([y - 3.0 * sweep, -x + 0.1 * sweep, z + 1.84, intensity, ring], axis=-1))
     return thinned(np.concatenate(clouds))
-
-
-def installed(package: str) -> str | None:
-    """Its version, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def backward(run: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], object]:
@@ -263,34 +250,7 @@ def scatter_rows(threads: int) -> Iterator[Row]:
             yield Row(name=title, candidates=tuple(candidates))
 
 
-def machine() -> dict[str, str | None]:
-    """What the numbers were measured with."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    cpu = [line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")]
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or None,
-        "cpu": f"{len(cpu)} x {cpu[0]}" if cpu else platform.processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load": f"{os.getloadavg()[0]:.1f}",
-        "python": platform.python_version(),
-        **{package: installed(package) for package in ("torch", "spconv", "torch-scatter")},
-    }
-
-
-def cpu_lines() -> list[str]:
-    """Lines of /proc/cpuinfo, where there is one."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
-
-
-def show(timings: list[Timing], about: dict[str, str | None]) -> None:
+def show(timings: list[Timing], about: Machine) -> None:
     """The table on the terminal."""
     console = Console()
     table = Table(title="fusionocc ops on the CPU")
@@ -309,7 +269,7 @@ def show(timings: list[Timing], about: dict[str, str | None]) -> None:
         )
         previous = timing.row
     console.print(table)
-    console.print(", ".join(f"{key} {value or '-'}" for key, value in about.items()))
+    console.print(in_words(about), highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -332,9 +292,8 @@ def main() -> None:
     timings = [timing for row in track(rows, "measuring") for timing in measure(row, options.repeats)]
     about = machine()
     show(timings, about)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"machine": about, "threads": options.threads, "timings": [asdict(timing) for timing in timings]}
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    numbers = {"threads": options.threads, "timings": [asdict(timing) for timing in timings]}
+    write_report(options.out, about, numbers)
     print(f"written: {options.out}")
 
 

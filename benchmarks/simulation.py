@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from machine import in_words, machine
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -88,7 +89,9 @@ def report(root: Path, config: SimulationConfig, stamps: list[float]) -> None:
     table.add_row("peak memory", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
     size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     table.add_row("on disk", f"{size / 1e6 / config.scenes / config.keyframes:.2f} MB a keyframe")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(in_words(machine()), highlight=False, soft_wrap=True)
 
 
 def draw(root: Path, out: Path) -> None:

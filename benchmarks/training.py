@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from machine import in_words, machine, write_report
 from rich.console import Console
 from rich.table import Table
 
@@ -230,9 +230,10 @@ def main() -> None:
     for row in costs:
         table.add_row(str(row["candidate"]), f"{row['best_ms']:.1f}", f"{row['ratio']:.2f}")
     console.print(table)
+    about = machine()
+    console.print(in_words(about), highlight=False, soft_wrap=True)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"memory": memory, "costs": costs}, indent=2) + "\n")
+        write_report(args.out, about, {"memory": memory, "costs": costs})
 
 
 if __name__ == "__main__":
