@@ -146,7 +146,7 @@ def cast_rays(occupied: NDArray[np.bool_], rays: Rays, voxel_size: float) -> Ray
 
 
 def crossed_voxels(blocked: NDArray[np.bool_], rays: Rays, length: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """The voxels (X, Y, Z) that rays pass through: those left before ``length``, up to the first blocked one, inclusive.
+    """The voxels (X, Y, Z) that rays pass through, up to the first blocked one.
 
     Args:
         blocked: (X, Y, Z) voxels that stop a ray; the one where it stops is marked, too.

@@ -1,0 +1,1 @@
+"""Occupancy labels for data that has none: aggregated LiDAR sweeps, boxes and point labels to voxels and masks."""
