@@ -14,6 +14,22 @@ from torch import Tensor, nn
 
 from fusionocc_core.layers.conv_blocks import BasicBlock2d, conv_bn_relu_2d
 from fusionocc_core.layers.cross_modal import CAMERA_VECTOR, Aspp, CameraGate, CameraMlp
+from fusionocc_core.ops.cost_volume import OUT_OF_VIEW
+
+
+@dataclass(frozen=True, kw_only=True)
+class StereoConfig:
+    """How pictures are matched with those of the frame before: see ops.cost_volume."""
+
+    out_of_view: str = "position"
+    """"position", or "zero_channel" (official)."""
+    penalty: float = 5.0
+    """Added to the cost of what the earlier picture does not show."""
+
+    def __post_init__(self) -> None:
+        """Refuse a choice that does not exist."""
+        if self.out_of_view not in OUT_OF_VIEW:
+            raise ValueError(f"StereoConfig.out_of_view={self.out_of_view!r}: expected one of {OUT_OF_VIEW}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +48,8 @@ class CameraDepthConfig:
     """Behind the atrous pyramid."""
     depth_blocks: int = 3
     """Residual blocks in front of the pyramid."""
+    stereo: StereoConfig | None = None
+    """Depth is also judged by how well the picture matches the one before."""
 
     def __post_init__(self) -> None:
         """Refuse a network without channels or blocks."""
@@ -68,12 +86,11 @@ class CameraDepthNet(nn.Module):
         config: widths.
         in_channels: of the neck's feature map.
         num_depths: D.
-        stereo: whether ``forward`` takes a cost volume.
     """
 
-    def __init__(self, config: CameraDepthConfig, in_channels: int, *, num_depths: int, stereo: bool = False) -> None:
+    def __init__(self, config: CameraDepthConfig, in_channels: int, *, num_depths: int) -> None:
         super().__init__()
-        mid = config.mid_channels
+        mid, stereo = config.mid_channels, config.stereo is not None
         self.stereo = stereo
         self.reduce_conv = nn.Sequential(*conv_bn_relu_2d(in_channels, mid, bias=True))
         self.context_conv = nn.Conv2d(mid, config.context_channels, 1)
@@ -100,7 +117,7 @@ class CameraDepthNet(nn.Module):
         if (cost_BDHW is not None) != self.stereo:
             raise ValueError(
                 f"CameraDepthNet: cost_BDHW is {'missing' if self.stereo else 'given'}, but the network was built with "
-                f"stereo={self.stereo}"
+                f"{'a' if self.stereo else 'no'} config.stereo"
             )
         cameras = self.bn(vectors_BV)
         x_BChw = self.reduce_conv(x_BChw)

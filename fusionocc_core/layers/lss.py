@@ -64,7 +64,7 @@ class CameraAwareLss(nn.Module):
         super().__init__()
         self.depth_net = CameraDepthNet(config, in_channels, num_depths=num_depths)
 
-    def forward(self, features_BChw: Tensor, vectors_BV: Tensor) -> DepthAndContext:
-        """(B, C, h, w) and camera vectors (see camera_vectors) to depth scores and context."""
-        seen = self.depth_net(features_BChw, vectors_BV)
+    def forward(self, features_BChw: Tensor, vectors_BV: Tensor, cost_BDHW: Tensor | None = None) -> DepthAndContext:
+        """(B, C, h, w), camera vectors (see camera_vectors) and, for stereo, a cost volume to scores and context."""
+        seen = self.depth_net(features_BChw, vectors_BV, cost_BDHW)
         return DepthAndContext(depth_logits_BDhw=seen.depth_logits_BDhw, context_BChw=seen.context_BChw)

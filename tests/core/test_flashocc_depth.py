@@ -1,11 +1,13 @@
 """The camera-aware depth network, its bins and its loss, against tensors of the official code."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from flashocc_cases import golden, weights_of
 
 from fusionocc_core.grids import DepthBins
-from fusionocc_core.layers.camera_depth import CameraDepthConfig, CameraDepthNet
+from fusionocc_core.layers.camera_depth import CameraDepthConfig, CameraDepthNet, StereoConfig
 from fusionocc_core.layers.view_transform import LiftConfig, frustum_samples, measured_depth_bins
 from fusionocc_core.losses.image import depth_loss
 
@@ -70,10 +72,10 @@ def test_cost_volume_belongs_to_stereo_alone():
     x, vectors, cost = torch.randn(2, 6, 3, 5), torch.randn(2, 27), torch.rand(2, 4, 12, 20)
     config = CameraDepthConfig(mid_channels=8, context_channels=3, aspp_channels=4)
     plain = CameraDepthNet(config, 6, num_depths=4).eval()
-    stereo = CameraDepthNet(config, 6, num_depths=4, stereo=True).eval()
-    with pytest.raises(ValueError, match=r"is given.*stereo=False"):
+    stereo = CameraDepthNet(replace(config, stereo=StereoConfig()), 6, num_depths=4).eval()
+    with pytest.raises(ValueError, match=r"is given.*no config.stereo"):
         plain(x, vectors, cost)
-    with pytest.raises(ValueError, match=r"is missing.*stereo=True"):
+    with pytest.raises(ValueError, match=r"is missing.*a config.stereo"):
         stereo(x, vectors)
     with torch.no_grad():
         seen, other = stereo(x, vectors, cost), stereo(x, vectors, cost.flip(1))
