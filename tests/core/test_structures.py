@@ -13,6 +13,8 @@ from fusionocc_core.structures import (
     Occupancy,
     SensorFrame,
     Timings,
+    cameras_present,
+    lidar_present,
 )
 
 EYE = np.eye(4)
@@ -87,6 +89,8 @@ def batch(**changes):
         "bev_aug_B44": torch.zeros(2, 4, 4),
         "points": (torch.zeros(1, 5), torch.zeros(2, 5)),
         "depth_BNHW": torch.zeros(2, 3, 4, 6),
+        "camera_present_BN": torch.ones(2, 3, dtype=torch.bool),
+        "lidar_present_B": torch.ones(2, dtype=torch.bool),
     }
     return Batch(**{**values, **changes})
 
@@ -103,6 +107,16 @@ def test_batch_moves_every_tensor():
 def test_batch_refuses_parts_that_do_not_fit(name):
     with pytest.raises(ValueError, match="Batch"):
         batch(**{name: getattr(batch(), name)[:1]})
+
+
+def test_batch_says_which_sensors_are_present():
+    silent = batch(camera_present_BN=None, lidar_present_B=None)
+    assert cameras_present(silent).all()
+    assert lidar_present(silent).all()
+    some = torch.tensor([[True, False, True], [False, False, False]])
+    assert cameras_present(batch(camera_present_BN=some)) is some
+    with pytest.raises(ValueError, match="expected bool"):
+        batch(lidar_present_B=torch.ones(2))
 
 
 def test_occupancy_counts_neither_free_nor_unknown():
