@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fusionocc_core.engine.robustness.delay import EGO_MOTION
-from fusionocc_core.engine.robustness.results import MASK_TITLES, NOT_SUPPORTED, RobustnessTable, Row
+from fusionocc_core.engine.robustness.results import MASK_TITLES, NOT_SUPPORTED, RobustnessTable, Row, number
 from fusionocc_core.grids import Color
 from fusionocc_core.viz.canvas import FAINT_INK, INK, PAPER, Picture, blank, text_size, write
 
@@ -122,11 +122,11 @@ def _draw_row(picture: Picture, table: RobustnessTable, row: Row, top: int, most
     if both:
         _bar(picture, top + 15, 4, row.miou_none / most, _pale(color))
     _bar(picture, top + 3, 11 if both else 15, value / most, color)
-    _write_right(picture, _EDGES[0], top + 2, _figure(value), INK)
+    _write_right(picture, _EDGES[0], top + 2, number(value), INK)
     if row is not table.clean:
-        _write_right(picture, _EDGES[1], top + 2, _figure(row.change, sign="+"), INK)
+        _write_right(picture, _EDGES[1], top + 2, number(row.change, sign="+"), INK)
     if both:
-        _write_right(picture, _EDGES[2], top + 2, _figure(row.miou_none), FAINT_INK)
+        _write_right(picture, _EDGES[2], top + 2, number(row.miou_none), FAINT_INK)
 
 
 def _draw_foot(picture: Picture, table: RobustnessTable, bottom: int) -> None:
@@ -160,7 +160,3 @@ def _write_right(picture: Picture, edge: int, top: int, text: str, color: Color,
 def _pale(color: Color) -> Color:
     red, green, blue = (round(0.45 * channel + 0.55 * paper) for channel, paper in zip(color, PAPER, strict=True))
     return red, green, blue
-
-
-def _figure(value: float, sign: str = "") -> str:
-    return "-" if math.isnan(value) else f"{value:{sign}.2f}"

@@ -192,8 +192,8 @@ def _cells(table: RobustnessTable, row: Row, *, noted: bool) -> list[str | Text]
     scores += [row.miou_none, row.iou, *([row.ray_iou] if table.rays else [])]
     cells: list[str | Text] = [Text(row.title)]
     if row.supported:
-        cells += [_number(value) for value in scores]
-        cells.append("" if row is table.clean else _number(row.change, sign="+"))
+        cells += [number(value) for value in scores]
+        cells.append("" if row is table.clean else number(row.change, sign="+"))
         return cells + ([Text(row.note)] if noted else [])
     cells += [Text(NOT_SUPPORTED, style="yellow"), *("-" for _ in scores)]
     return cells + ([""] if noted else [])
@@ -208,8 +208,9 @@ def _classes(report: OccupancyReport | None, table: RobustnessTable) -> dict[str
     return {name: None if math.isnan(value) else round(100 * float(value), 4) for name, value in pairs}
 
 
-def _number(value: float, sign: str = "") -> str:
-    return "-" if math.isnan(value) else f"{value:{sign}.2f}"
+def number(value: float, sign: str = "") -> str:
+    """With two decimals, "-" for NaN; never minus zero."""
+    return "-" if math.isnan(value) else f"{round(value, 2) + 0.0:{sign}.2f}"
 
 
 def _share(value: float) -> str:
