@@ -11,6 +11,7 @@ from labelled_tree import NAMES, add_lidarseg, lidarseg_file
 from fusionocc_core.data.imgseg import (
     class_table,
     imgseg_jobs,
+    imgseg_path,
     is_painted,
     lidarseg_files,
     map_shape,
@@ -197,6 +198,7 @@ def test_a_job_writes_whole_files_of_every_camera(fresh_tree):
     job, table = jobs[0], class_table(tree.root, tree.version)
     assert job.outputs[0].relative_to(tree.root).parts[:3] == ("imgseg", "samples", "CAM_FRONT_LEFT")
     assert job.outputs[0].name == f"{job.cameras[0].path.name}.npy"
+    assert job.outputs == tuple(imgseg_path(tree.root, camera) for camera in job.cameras)
     assert not is_painted(job.outputs[0], job.cameras[0])
     assert run_job(job, table) == 6
     points = np.fromfile(job.lidar.path, np.float32).reshape(-1, 5)

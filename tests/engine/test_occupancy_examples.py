@@ -13,12 +13,15 @@ from small_recipes import GRID, small, small_flipped, small_plain
 from fusionocc_core.data.augmentation import AugmentationConfig
 from fusionocc_core.data.imgseg import imgseg_path
 from fusionocc_core.data.occ3d import occ3d_path, read_occ3d
+from fusionocc_core.engine import occupancy_examples
 from fusionocc_core.engine.labels import crop_truth
 from fusionocc_core.engine.occupancy_examples import DataConfig, OccupancyExamples
 from fusionocc_core.engine.sampler import SampleKey
 from fusionocc_core.engine.sensor_dropout import SensorDropout
 from fusionocc_core.engine.session import open_frames
-from fusionocc_core.grids import OCC3D_GRID, SURROUNDOCC_GRID
+from fusionocc_core.grids import OCC3D_GRID, OCC3D_LABELS, SURROUNDOCC_GRID
+from fusionocc_core.losses import LossConfig, compute_losses
+from fusionocc_core.structures import Outputs
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +160,31 @@ def test_labels_outside_a_mask_can_be_made_unknown(frames):
     assert torch.equal(masked.labels_BXYZ, expected)
     with pytest.raises(ValueError, match="label_mask='lidr'"):
         DataConfig(label_mask="lidr")
+
+
+@pytest.mark.parametrize("mask", ["camera", "lidar"])
+def test_what_a_label_mask_hides_is_in_no_loss(frames, mask):
+    """Every loss of voxels stays the same in every bit whatever the network says about hidden ones."""
+    config = LossConfig(focal=1.0, semantic_affinity=1.0, geometric_affinity=1.0, lovasz=1.0)
+    targets = source(frames, small_plain(), label_mask=mask).examples([SampleKey(0, 1)]).targets
+    seen_BXYZ = targets.mask_camera_BXYZ if mask == "camera" else targets.mask_lidar_BXYZ
+    logits = torch.randn(1, 18, *GRID.shape, generator=torch.Generator().manual_seed(0))
+    other = torch.where(seen_BXYZ[:, None], logits, -logits)
+    terms = [compute_losses(Outputs(logits_BKXYZ=x), targets, config, OCC3D_LABELS).terms for x in (logits, other)]
+    assert set(terms[0]) == {"cross_entropy", "focal", "semantic_affinity", "geometric_affinity", "lovasz"}
+    assert terms[0] == terms[1]
+    plain = source(frames, small_plain()).examples([SampleKey(0, 1)]).targets
+    without = compute_losses(Outputs(logits_BKXYZ=logits), plain, config, OCC3D_LABELS).terms
+    assert all(without[name] != value for name, value in terms[0].items())
+
+
+def test_a_label_mask_that_the_labels_lack_is_refused(frames, monkeypatch):
+    read = occupancy_examples.read_truth
+    monkeypatch.setattr(occupancy_examples, "read_truth", lambda *a: replace(read(*a), mask_lidar=None))
+    examples = source(frames, small_plain(), label_mask="camera").examples([SampleKey(0, 1)])
+    assert examples.targets.mask_lidar_BXYZ is None
+    with pytest.raises(ValueError, match="label_mask='lidar': these labels have no such mask"):
+        source(frames, small_plain(), label_mask="lidar").examples([SampleKey(0, 1)])
 
 
 def test_missing_labels_are_counted_before_training(tmp_path):

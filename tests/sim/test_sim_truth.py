@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import sim_checks
 
+from fusionocc_core.data.files import read_cloud
+from fusionocc_core.data.imgseg import class_table, imgseg_jobs, imgseg_path, is_painted, paint_pictures, read_lidarseg
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.geometry import apply, project
 from fusionocc_core.grids import OCC3D_LABELS, SURROUNDOCC_GRID
@@ -165,6 +167,25 @@ def test_painted_labels_follow_from_cloud_and_calibration(sim_root, sim_frames):
         assert (there != again).mean() < 0.01  # clouds are stored in float32: a pixel may tip over
         painted += int((there != 17).sum())
     assert painted > 100
+
+
+def test_painted_labels_lie_where_training_looks_for_them_and_equal_those_of_prepare(sim_root):
+    """Up to points that fall on another pixel when they are carried through the map's coordinates in float32."""
+    frames = NuScenesFrames(sim_root)
+    table = class_table(sim_root, VERSION)
+    different = total = 0
+    for job in imgseg_jobs(frames):
+        points = read_cloud(job.lidar.path)
+        classes = read_lidarseg(job.lidarseg, table, len(points))
+        maps = paint_pictures(points, classes, job.lidar, job.cameras)
+        for camera, painted in zip(job.cameras, maps, strict=True):
+            path = imgseg_path(sim_root, camera)
+            assert is_painted(path, camera), path
+            there = np.load(path)
+            different += int((there != painted).sum())
+            total += int((painted != 17).sum())
+    assert total > 1000
+    assert different < 0.01 * total
 
 
 @pytest.mark.data
