@@ -70,12 +70,26 @@ def pick_device(device: str) -> torch.device:
 def decode(logits_BKXYZ: Tensor, confidence: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """Labels (X, Y, Z) of the first sample, and the probability of each label, 0..255, where asked for."""
     logits_KXYZ = logits_BKXYZ[0]
-    labels = logits_KXYZ.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    # In the order in which the voxels lie in memory: networks give logits as views, most with the classes last.
+    order = sorted((1, 2, 3), key=lambda axis: -logits_KXYZ.stride(axis))
+    back = [order.index(axis) for axis in (1, 2, 3)]
+    logits_VK = logits_KXYZ.permute(*order, 0)
+    highest_V, label_V = logits_VK.max(dim=-1)
+    labels = label_V.to(torch.uint8).permute(back).cpu().numpy()
     if not confidence:
         return labels, None
     # The winning class's softmax without the softmax of the others: exp(max - logsumexp).
-    probability = (logits_KXYZ.amax(dim=0) - logits_KXYZ.logsumexp(dim=0)).exp()
-    return labels, (probability * 255).round().to(torch.uint8).cpu().numpy()
+    probability_V = (highest_V - logits_VK.logsumexp(dim=-1)).exp()
+    return labels, (probability_V * 255).round().to(torch.uint8).permute(back).cpu().numpy()
+
+
+def hide_unobserved(outputs: Outputs, label_set: LabelSet, *arrays: NDArray[np.uint8] | None) -> None:
+    """Overwrite labels and confidence of the first sample where no sensor was present: unknown, not free."""
+    if outputs.observed_B is None or bool(outputs.observed_B[0]):
+        return
+    for array, value in zip(arrays, (label_set.unknown, 0), strict=True):
+        if array is not None:
+            array.fill(value)
 
 
 class Predictor:
@@ -114,6 +128,7 @@ class Predictor:
             torch.cuda.synchronize(self.device)
         computed = time.perf_counter()
         labels, confidence = decode(outputs.logits_BKXYZ, self.confidence)
+        hide_unobserved(outputs, config.label_set, labels, confidence)
         return Occupancy(
             labels=labels,
             confidence=confidence,
