@@ -1,5 +1,6 @@
 """What every condition means, exactly, on a tiny data set with and without files between its keyframes."""
 
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -262,9 +263,19 @@ def test_a_damaged_older_file_is_no_excuse(tmp_path):
     with pytest.raises(ValueError, match="bytes") as error:
         applied(Delay(sensor="lidar", delay_ms=100), frames[1], frames)
     assert not isinstance(error.value, Inapplicable)
-    older.path.unlink()
-    with pytest.raises(FileNotFoundError):
-        applied(Delay(sensor="lidar", delay_ms=100), frames[1], frames)
+
+
+def test_sweeps_that_are_only_in_the_tables(tmp_path):
+    """As in copies of nuScenes that hold samples/ alone; poses of all stamps are still known."""
+    tree = write_tree(tmp_path / "data", scenes=SCENE, sweeps=4, cameras={"CAM_FRONT": 0.0})
+    frames = NuScenesFrames(tree.root)
+    shutil.rmtree(tree.root / "sweeps" / "LIDAR_TOP")
+    assert rig_of(frames).sweeping == {"camera"}
+    spoiled = Delay(sensor="lidar", delay_ms=100).apply(frames[1], around(frames))
+    assert (spoiled.really_older, spoiled.files) == (0, 1)
+    later = ego_pose_at(frames[1].stamp_ns // 1000 + 100_000, 0)
+    late = spoiled.frame.lidar
+    assert np.allclose(late.ego2global @ late.lidar2ego, later @ frames[1].lidar.lidar2ego, atol=1e-9)
 
 
 def test_delays_that_cannot_be(still, frame, tmp_path):
@@ -305,6 +316,12 @@ def test_rigs_get_the_conditions_that_they_can_have(still, sweeping, tmp_path):
     eight = [c.key for c in standard_conditions(Rig(cameras=8, rings=0, sweeping=frozenset()))]
     assert eight[:7] == [*(f"cameras-{n}" for n in range(1, 7)), "cameras-all"]
     assert not [key for key in eight if "lidar" in key or "beams" in key]
+    tree = write_tree(tmp_path / "late", scenes=SCENE, cameras={"CAM_FRONT": 0.0})
+    first = min(
+        (r for r in tree.rows("sample_data") if tree.channel_of(r) == "LIDAR_TOP"), key=lambda r: r["timestamp"]
+    )
+    tree.write("sample_data", [r for r in tree.rows("sample_data") if r["token"] != first["token"]])
+    assert rig_of(NuScenesFrames(tree.root)).rings == 32, "the first keyframe has no sweep, the next one has"
     blind = NuScenesFrames(write_tree(tmp_path / "blind", cameras={}).root)
     assert rig_of(blind) == Rig(cameras=0, rings=32, sweeping=frozenset())
     assert "cameras-all" not in [c.key for c in standard_conditions(rig_of(blind))]

@@ -85,6 +85,8 @@ class _Scene:
 class SceneFiles:
     """The files between the keyframes, and the ego motion, of the scenes of a data set. Safe to use from threads.
 
+    Files between keyframes that the tables list but the disk lacks are taken for not there; their poses still count.
+
     Args:
         frames: the data set.
     """
@@ -124,7 +126,9 @@ class SceneFiles:
         records: dict[str, list[SensorRecord]] = {}
         poses: dict[int, NDArray[np.float64]] = {}
         for record in self.frames.sensor_records(name):
-            records.setdefault(record.channel, []).append(record)
+            # Many copies of nuScenes have samples/ only, with tables that list the sweeps all the same.
+            if record.is_key_frame or record.path.is_file():
+                records.setdefault(record.channel, []).append(record)
             poses.setdefault(record.stamp_ns, record.ego2global)
         stamps = tuple(sorted(poses))
         return _Scene(records=records, track=EgoTrack(stamps_ns=stamps, ego2global=tuple(poses[s] for s in stamps)))

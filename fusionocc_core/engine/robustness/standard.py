@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusionocc_core.data.nuscenes import NuScenesFrames
+from fusionocc_core.data.nuscenes import NuScenesFrames, read_sweep
 from fusionocc_core.engine.robustness.conditions import (
     RING,
     CameraMiscalibration,
@@ -47,7 +47,7 @@ class Rig:
 
 
 def rig_of(frames: NuScenesFrames) -> Rig:
-    """Look at the first keyframe; reads its cloud.
+    """Look at the first scene, and at the first cloud that there is.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be read.
@@ -56,8 +56,9 @@ def rig_of(frames: NuScenesFrames) -> Rig:
     files = SceneFiles(frames)
     channels = {"camera": frames.cameras, "lidar": (frames.lidar,) if frames.lidar else ()}
     sweeping = {s for s in SENSORS if any(files.has_files_between_keyframes(scene, c) for c in channels[s])}
-    lidar = frames.with_history(cameras=0, lidar=0)[0].lidar if frames.lidar else None
-    rings = 0 if lidar is None else int(lidar.points[:, RING].max()) + 1
+    keyframes = (frames.keyframe(index) for index in range(len(frames)))
+    cloud = next((k.records[frames.lidar] for k in keyframes if frames.lidar in k.records), None)
+    rings = 0 if cloud is None else int(read_sweep(cloud).points[:, RING].max()) + 1
     return Rig(cameras=len(frames.cameras), rings=rings, sweeping=frozenset(sweeping))
 
 
