@@ -75,12 +75,12 @@ def decode(logits_BKXYZ: Tensor, confidence: bool) -> tuple[NDArray[np.uint8], N
     back = [order.index(axis) for axis in (1, 2, 3)]
     logits_VK = logits_KXYZ.permute(*order, 0)
     highest_V, label_V = logits_VK.max(dim=-1)
-    labels = label_V.to(torch.uint8).permute(back).cpu().numpy()
+    labels = label_V.to(torch.uint8).permute(back).contiguous().cpu().numpy()
     if not confidence:
         return labels, None
     # The winning class's softmax without the softmax of the others: exp(max - logsumexp).
     probability_V = (highest_V - logits_VK.logsumexp(dim=-1)).exp()
-    return labels, (probability_V * 255).round().to(torch.uint8).permute(back).cpu().numpy()
+    return labels, (probability_V * 255).round().to(torch.uint8).permute(back).contiguous().cpu().numpy()
 
 
 def hide_unobserved(outputs: Outputs, label_set: LabelSet, *arrays: NDArray[np.uint8] | None) -> None:
