@@ -139,7 +139,10 @@ def _print_agreement(agreement: Agreement, truth: Path, console: Console) -> Non
         ("all voxels" if m == "none" else f"its {m} mask"): v for m, v in numbers["under_masks_of_truth"].items()
     }
     columns |= {f"our {m} mask": v for m, v in numbers["under_masks_of_labels"].items()}
-    table = Table(title=f"IoU with the labels in {truth}, percent, over {agreement.keyframes} keyframes")
+    table = Table(
+        title=f"Agreement with the labels in {truth}, {agreement.keyframes} keyframes: IoU in percent",
+        caption="columns: which voxels count, by the masks there (its) or of the new labels (our)",
+    )
     for name in ("", *columns):
         table.add_column(name, justify="right" if name else "left")
     rows = {
