@@ -226,3 +226,24 @@ def flashfusion_mini_simulated() -> Recipe:
             precision="bf16",
         ),
     )
+
+
+def flashfusion_mini_simulated_cpu() -> Recipe:
+    r"""The same within half an hour of one CPU core: 2,550 samples.
+
+    Paper: none. Expected: docs/training.md, "Half an hour of a CPU".
+
+        python training/train.py flashfusion_mini_simulated_cpu --data data/sim --out out/flashfusion_mini_cpu
+    """
+    base = flashfusion_mini_simulated()
+    return replace(
+        base,
+        data=replace(base.data, val_keyframes=26),
+        train=replace(
+            base.train,
+            epochs=5,
+            optimizer=replace(base.train.optimizer, lr=2e-3),
+            schedule=replace(base.train.schedule, warmup_steps=40),
+            workers=0,
+        ),
+    )
