@@ -100,24 +100,16 @@ def _take(table: Tensor, cell_Q4: Tensor, bin_Q: Tensor, bins: int) -> Tensor:
 
 
 def pull_lift_reference(feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan) -> Tensor:
-    """The same from the outer product of features and probabilities, to read and to test against."""
+    """The same from the whole frustum, pair by pair, to read and to test against."""
     bins, (h, w) = depth_MDhw.shape[1], feature_MChw.shape[2:]
     out_RC = feature_MChw.new_zeros(plan.num_points, feature_MChw.shape[1])
-    for point, camera, (u, v), depth, weight in zip(
-        plan.point_Q.tolist(),
-        plan.camera_Q.tolist(),
-        plan.uv_Q2.tolist(),
-        plan.depth_bin_Q.tolist(),
-        plan.weight_Q.tolist(),
-        strict=True,
-    ):
-        frustum_CDhw = feature_MChw[camera][:, None] * depth_MDhw[camera][None]
-        for row in range(h):
-            for column in range(w):
-                for k in range(bins):
-                    share = max(0.0, 1 - abs(column - u)) * max(0.0, 1 - abs(row - v)) * max(0.0, 1 - abs(k - depth))
-                    if share > 0:
-                        out_RC = out_RC.index_add(
-                            0, torch.tensor([point]), (weight * share * frustum_CDhw[:, k, row, column])[None]
-                        )
+    for q in range(len(plan.point_Q)):
+        camera, (u, v) = plan.camera_Q[q], plan.uv_Q2[q]
+        frustum_CDhw = feature_MChw[camera, :, None] * depth_MDhw[camera]
+        share_D, share_h, share_w = (
+            (1 - (torch.arange(count) - place).abs()).clamp(min=0)  # of the two neighbours of a place on an axis
+            for count, place in ((bins, plan.depth_bin_Q[q]), (h, v), (w, u))
+        )
+        said_C = torch.einsum("cdhw,d,h,w->c", frustum_CDhw, share_D, share_h, share_w)
+        out_RC = out_RC.index_add(0, plan.point_Q[q : q + 1], (plan.weight_Q[q] * said_C)[None])
     return out_RC
