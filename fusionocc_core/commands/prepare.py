@@ -100,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
 
 def index(frames: NuScenesFrames, console: Console) -> None:
     """Write the index of the tables unless it was there; a data set that cannot have one is used without."""
-    if not frames.has_index:
+    from fusionocc_core.data.index_cache import read_boxes
+
+    if not (frames.has_index and read_boxes(frames.root, frames.version)):
         try:
             path = frames.write_index()
         except (OSError, ValueError) as error:

@@ -1,11 +1,11 @@
-"""A file that holds what opening a data set in nuScenes format takes out of its tables.
+"""Two files that hold what training takes out of the tables of a data set in nuScenes format.
 
 nuscenes-devkit parses and links every row of 13 JSON tables, also of the sweeps between keyframes, which training never
-asks for. The index holds the keyframes of all scenes with the records of cameras and LiDARs, and no row of the tables:
-boxes and sweeps are still read from these.
+asks for. The index holds the keyframes of all scenes with the records of cameras and LiDARs; a second file, read when
+the first box is asked for, the annotated boxes. Sweeps are still read from the tables.
 
-The file is a safetensors file: nothing in it is ever executed. Its header says which layout it has and which size and
-time of change each table had; an index that does not fit is not used. A digest over the content tells damage.
+Both are safetensors files: nothing in them is ever executed. The header says which layout a file has and which size and
+time of change each table had; a file that does not fit is not used. A digest over the content tells damage.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fusionocc_core.data.nuscenes_tables import TABLES, Keyframe, SensorRecord, Tables
+from fusionocc_core.data.nuscenes_tables import TABLES, Box, Keyframe, SensorRecord, Tables, box_in_frame
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised whenever what the arrays mean changes."""
 INDEXED = ("camera", "lidar")
 """Modalities whose records the index holds."""
@@ -39,6 +39,11 @@ Arrays = dict[str, NDArray[np.generic]]
 def index_path(root: Path, version: str) -> Path:
     """Where the index of a version lies."""
     return root / "cache" / f"index-{version}.safetensors"
+
+
+def boxes_path(root: Path, version: str) -> Path:
+    """Where the boxes of a version lie."""
+    return root / "cache" / f"boxes-{version}.safetensors"
 
 
 def table_state(root: Path, version: str) -> dict[str, list[int]]:
@@ -109,32 +114,72 @@ class Index:
         return make
 
 
+@dataclass(frozen=True, kw_only=True)
+class BoxIndex:
+    """The annotated boxes of all keyframes; ``boxes`` is that of Tables."""
+
+    categories: list[str]
+    ranges: dict[str, tuple[int, int]]
+    """Sample token -> first row and the one after the last."""
+    arrays: Arrays
+
+    def boxes(self, sample_token: str, global2frame: NDArray[np.float64]) -> list[Box]:
+        """The annotated boxes of a keyframe, brought from the global frame to another."""
+        rows = range(*self.ranges[sample_token])
+        return [box_in_frame(self._row(n), global2frame) for n in rows]
+
+    def _row(self, n: int) -> dict[str, Any]:
+        category, num_lidar_pts = self.arrays["box.numbers"][n].tolist()
+        pose = self.arrays["box.pose"][n].tolist()
+        return {
+            "token": _text(self.arrays, "box.token", n),
+            "instance_token": _text(self.arrays, "box.instance", n),
+            "category_name": self.categories[category],
+            "rotation": pose[:4],
+            "translation": pose[4:],
+            "size": self.arrays["box.size"][n].tolist(),
+            "num_lidar_pts": num_lidar_pts,
+        }
+
+
 def read_index(root: Path, version: str) -> Index | None:
     """The index of a data set; None where there is none that is whole and up to date, which is logged."""
-    path = index_path(root, version)
-    if not path.is_file():
-        logger.info("no index %s: reading the tables; `fusionocc prepare` makes one for quick opening", path)
+    found = _read_valid(index_path(root, version), root, version)
+    if found is None:
         return None
-    try:
-        header, arrays = _read(path)
-        stale = _reason_not_to_use(header, root, version)
-        if stale is None:
-            return _index(root, header, arrays)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        stale = f"it is damaged ({error})"
-    logger.warning("index %s is not used: %s; reading the tables. `fusionocc prepare` makes a new one", path, stale)
-    return None
+    header, arrays = found
+    return Index(
+        root=root,
+        channels=dict(header["channels"]),
+        scene_names=list(header["scenes"]),
+        calibrations=[
+            (np.array(sensor2ego, dtype=np.float64), None if k is None else np.array(k, dtype=np.float64))
+            for sensor2ego, k in header["calibrations"]
+        ],
+        arrays=arrays,
+    )
+
+
+def read_boxes(root: Path, version: str) -> BoxIndex | None:
+    """The boxes of a data set; None where there is no file that is whole and up to date, which is logged."""
+    found = _read_valid(boxes_path(root, version), root, version)
+    if found is None:
+        return None
+    header, arrays = found
+    ranges = [(first, end) for first, end in arrays["sample.boxes"].tolist()]
+    tokens = _texts(arrays["sample.token"])
+    return BoxIndex(categories=header["categories"], ranges=dict(zip(tokens, ranges, strict=True)), arrays=arrays)
 
 
 def write_index(tables: Tables, state: dict[str, list[int]]) -> Path:
-    """Write the index of a data set; it appears under its name only when it is whole.
+    """Write the boxes and the index of a data set; each appears under its name only when it is whole.
 
     Args:
         tables: of the data set.
         state: of the files that the tables were read from, taken before they were.
 
     Returns:
-        The file.
+        The file of the index.
 
     Raises:
         OSError: the folder cannot be written.
@@ -142,16 +187,21 @@ def write_index(tables: Tables, state: dict[str, list[int]]) -> Path:
     """
     channels = {channel for channel, modality in tables.channels.items() if modality in INDEXED}
     arrays, calibrations = _arrays(tables, tables.keyframes(tables.scene_names, channels))
-    header = {
-        "layout": LAYOUT,
-        "version": tables.version,
-        "tables": state,
+    header = {"layout": LAYOUT, "version": tables.version, "tables": state}
+    boxes, categories = _box_arrays(tables)
+    _write(boxes_path(tables.root, tables.version), {**header, "categories": categories}, boxes)
+    header |= {
         "channels": list(tables.channels.items()),
         "scenes": tables.scene_names,
         "calibrations": calibrations,
     }
-    text = json.dumps(header)
     path = index_path(tables.root, tables.version)
+    _write(path, header, arrays)
+    return path
+
+
+def _write(path: Path, header: dict[str, Any], arrays: Arrays) -> None:
+    text = json.dumps(header)
     path.parent.mkdir(exist_ok=True)
     waiting = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -160,7 +210,26 @@ def write_index(tables: Tables, state: dict[str, list[int]]) -> Path:
     except OSError:
         waiting.unlink(missing_ok=True)
         raise
-    return path
+
+
+def _box_arrays(tables: Tables) -> tuple[Arrays, list[str]]:
+    """The columns of all boxes, sample after sample, and the names of their categories."""
+    samples = list(tables.annotations())
+    rows = [row for _, of_sample in samples for row in of_sample]
+    ends = np.cumsum([len(of_sample) for _, of_sample in samples], dtype=np.int64)
+    categories = {name: n for n, name in enumerate(dict.fromkeys(row["category_name"] for row in rows))}
+    numbers = [(categories[row["category_name"]], int(row["num_lidar_pts"])) for row in rows]
+    arrays: Arrays = {
+        "sample.token": _bytes(token for token, _ in samples),
+        "sample.boxes": _ranges(ends),
+        "box.numbers": np.array(numbers, np.int64).reshape(-1, 2),
+        "box.pose": np.array([[*r["rotation"], *r["translation"]] for r in rows], np.float64).reshape(-1, 7),
+        "box.size": np.array([r["size"] for r in rows], np.float64).reshape(-1, 3),
+    }
+    for name, key in (("box.token", "token"), ("box.instance", "instance_token")):
+        arrays[name] = _bytes(row[key] for row in rows)
+        arrays[f"{name}.zeros"] = np.flatnonzero(arrays[name] == 0).astype(np.int64)
+    return arrays, list(categories)
 
 
 def _arrays(tables: Tables, keyframes: Sequence[Keyframe]) -> tuple[Arrays, list[list[object]]]:
@@ -181,13 +250,28 @@ def _arrays(tables: Tables, keyframes: Sequence[Keyframe]) -> tuple[Arrays, list
         "keyframe.scene": np.array([scenes[k.scene] for k in keyframes], np.int64),
         "keyframe.position": np.array([k.position for k in keyframes], np.int64),
         "keyframe.stamp_ns": np.array([k.stamp_ns for k in keyframes], np.int64),
-        "keyframe.records": np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1).astype(np.int64),
+        "keyframe.records": _ranges(ends),
         "record.token": _bytes(r.token for r in records),
         "record.file": _bytes(r.path.relative_to(tables.root).as_posix() for r in records),
         "record.numbers": np.array(numbers, np.int64).reshape(-1, 5),
         "record.ego2global": np.array([r.ego2global for r in records], np.float64).reshape(-1, 4, 4),
     }
     return arrays, calibrations
+
+
+def _read_valid(path: Path, root: Path, version: str) -> tuple[dict[str, Any], Arrays] | None:
+    if not path.is_file():
+        logger.info("no index %s: reading the tables; `fusionocc prepare` makes one for quick opening", path)
+        return None
+    try:
+        header, arrays = _read(path)
+        stale = _reason_not_to_use(header, root, version)
+        if stale is None:
+            return header, arrays
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        stale = f"it is damaged ({error})"
+    logger.warning("index %s is not used: %s; reading the tables. `fusionocc prepare` makes a new one", path, stale)
+    return None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
@@ -209,19 +293,6 @@ def _reason_not_to_use(header: dict[str, Any], root: Path, version: str) -> str 
     return f"changed since: {', '.join(f'{table}.json' for table in changed)}" if changed else None
 
 
-def _index(root: Path, header: dict[str, Any], arrays: Arrays) -> Index:
-    return Index(
-        root=root,
-        channels=dict(header["channels"]),
-        scene_names=list(header["scenes"]),
-        calibrations=[
-            (np.array(sensor2ego, dtype=np.float64), None if k is None else np.array(k, dtype=np.float64))
-            for sensor2ego, k in header["calibrations"]
-        ],
-        arrays=arrays,
-    )
-
-
 def _digest(text: str, arrays: Arrays) -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(arrays):
@@ -240,3 +311,15 @@ def _bytes(texts: Iterable[str]) -> NDArray[np.uint8]:
 
 def _texts(array: NDArray[np.generic]) -> list[str]:
     return array.tobytes().decode().split("\0")[:-1]
+
+
+def _text(arrays: Arrays, name: str, n: int) -> str:
+    """One of the texts, where all of them as objects would take much memory."""
+    zeros = arrays[f"{name}.zeros"]
+    first = int(zeros[n - 1]) + 1 if n else 0
+    return arrays[name][first : int(zeros[n])].tobytes().decode()
+
+
+def _ranges(ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(K, 2) first rows and ends of parts that follow each other."""
+    return np.stack([np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)], ends], axis=1)

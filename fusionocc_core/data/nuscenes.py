@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionocc_core.data.files import REDUCTIONS, read_cloud, read_image
-from fusionocc_core.data.index_cache import Index, read_index, table_state, write_index
+from fusionocc_core.data.index_cache import BoxIndex, Index, read_boxes, read_index, table_state, write_index
 from fusionocc_core.data.nuscenes_tables import (
     Box,
     Keyframe,
@@ -94,6 +94,7 @@ class NuScenesFrames(Sequence[SensorFrame]):
         self._table_state = table_state(self.root, self.version)
         index = read_index(self.root, self.version)
         self._tables = None if index else Tables(self.root, self.version)
+        self._boxes: BoxIndex | None = None
         self.has_index = index is not None
         """Whether the index that `fusionocc prepare` writes was there and valid, so that no table was read."""
         source = index or self._open_tables()
@@ -111,8 +112,8 @@ class NuScenesFrames(Sequence[SensorFrame]):
         self._selection = range(len(self._keyframes))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the tables, which are large and read again where they are needed."""
-        return {**self.__dict__, "_tables": None}
+        """Everything but tables and boxes, which are large and read again where they are needed."""
+        return {**self.__dict__, "_tables": None, "_boxes": None}
 
     def __len__(self) -> int:
         return len(self._selection)
@@ -188,7 +189,10 @@ class NuScenesFrames(Sequence[SensorFrame]):
             raise ValueError(
                 f'frame={frame!r}: expected "ego", "global", or "lidar" where the keyframe has a LiDAR sweep'
             )
-        return self._open_tables().boxes(keyframe.token, np.asarray(global2frame))
+        if self._tables is None and self._boxes is None:
+            self._boxes = read_boxes(self.root, self.version)
+        source = self._boxes or self._open_tables()
+        return source.boxes(keyframe.token, np.asarray(global2frame))
 
     def sensor_records(self, scene: str, modalities: Sequence[str] = ("camera", "lidar")) -> Iterator[SensorRecord]:
         """Every file of a scene in the order of time: keyframes and the sweeps between them.

@@ -252,10 +252,16 @@ class Tables:
     def boxes(self, sample_token: str, global2frame: NDArray[np.float64]) -> list[Box]:
         """The annotated boxes of a keyframe, brought from the global frame to another."""
         rows = [self._devkit.get("sample_annotation", t) for t in self._devkit.get("sample", sample_token)["anns"]]
-        return [_box(row, global2frame) for row in rows]
+        return [box_in_frame(row, global2frame) for row in rows]
+
+    def annotations(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """The token of every sample with the rows of its boxes."""
+        for row in self._devkit.sample:
+            yield row["token"], [self._devkit.get("sample_annotation", token) for token in row["anns"]]
 
 
-def _box(row: dict[str, Any], global2frame: NDArray[np.float64]) -> Box:
+def box_in_frame(row: dict[str, Any], global2frame: NDArray[np.float64]) -> Box:
+    """The box of a row of ``sample_annotation``, brought from the global frame to another."""
     box2frame = global2frame @ _pose(f"sample_annotation {row['token']}", row)
     width, length, height = row["size"]
     return Box(
