@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fusionocc_core.data.pipeline import prepare
 from fusionocc_core.grids import LabelSet, VoxelGrid
+from fusionocc_core.models.panoptic import decode_instances
 from fusionocc_core.structures import Batch, InputConfig, Occupancy, Outputs, SensorFrame, Timings
 
 
@@ -129,9 +130,12 @@ class Predictor:
         computed = time.perf_counter()
         labels, confidence = decode(outputs.logits_BKXYZ, self.confidence)
         hide_unobserved(outputs, config.label_set, labels, confidence)
+        centers = outputs.centers
+        instances = None if centers is None else decode_instances(centers, labels, config.grid)
         return Occupancy(
             labels=labels,
             confidence=confidence,
+            instances=instances,
             grid=config.grid,
             label_set=config.label_set,
             stamp_ns=frame.stamp_ns,

@@ -22,10 +22,17 @@ from fusionocc_core.checkpoints import (
     read_model,
     read_official,
 )
-from fusionocc_core.models.flashocc import FlashOcc, FlashOccConfig
-from fusionocc_core.models.flashocc_presets import flashocc_m0, flashocc_m1, flashocc_tiny
 from fusionocc_core.models.flashfusion import FlashFusion, FlashFusionConfig
 from fusionocc_core.models.flashfusion_presets import flashfusion_mini
+from fusionocc_core.models.flashocc import FlashOcc, FlashOccConfig
+from fusionocc_core.models.flashocc_presets import (
+    flashocc_m0,
+    flashocc_m1,
+    flashocc_tiny,
+    flashocc_tiny_panoptic,
+    panoptic_flashocc_depth,
+    panoptic_flashocc_tiny,
+)
 from fusionocc_core.models.fusionocc import FusionOcc, FusionOccConfig
 from fusionocc_core.models.fusionocc_presets import fusionocc_base, fusionocc_tiny
 from fusionocc_core.models.network import NetworkConfig, OccupancyNetwork
@@ -38,6 +45,9 @@ PRESETS: dict[str, Callable[[], NetworkConfig]] = {
     "flashocc-m0": flashocc_m0,
     "flashocc-m1": flashocc_m1,
     "flashocc-tiny": flashocc_tiny,
+    "panoptic-flashocc-tiny": panoptic_flashocc_tiny,
+    "panoptic-flashocc-depth": panoptic_flashocc_depth,
+    "flashocc-tiny-panoptic": flashocc_tiny_panoptic,
 }
 
 FRESH_SEED = 0

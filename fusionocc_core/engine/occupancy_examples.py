@@ -21,13 +21,14 @@ from fusionocc_core.data.images import transform_seg_map
 from fusionocc_core.data.imgseg import imgseg_path
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.data.pipeline import collate, prepare
+from fusionocc_core.data.things import things_of
 from fusionocc_core.engine.examples import Examples
 from fusionocc_core.engine.labels import check_labels, read_truth
 from fusionocc_core.engine.sampler import SampleKey, draw_seed
 from fusionocc_core.engine.sensor_dropout import SensorDropout, draw_cameras, drop_sensors, mask_sensors
 from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
 from fusionocc_core.layers.view_transform import measured_depth_bins
-from fusionocc_core.losses import Targets, collate_targets
+from fusionocc_core.losses import CenterTargets, Targets, collate_targets, draw_centers
 from fusionocc_core.metrics import MASKS, OccupancyTruth
 from fusionocc_core.structures import Batch, InputConfig, SensorFrame
 
@@ -69,6 +70,8 @@ class ExampleNeeds:
     """Pixels a feature cell."""
     segmentation: bool
     """Labels of the pictures are wanted, too."""
+    center_classes: tuple[str, ...] = ()
+    """Classes of the objects whose centres are wanted, in the order of the heatmaps."""
 
 
 class OccupancyExamples:
@@ -141,6 +144,7 @@ class OccupancyExamples:
             if needs.depth_bins
             else None,
             segmentation_BNHW=self._segmentation(index, image_augs) if needs.segmentation else None,
+            centers=self._centers(index, bev_aug) if needs.center_classes else None,
         )
 
     def _known(self, truth: OccupancyTruth) -> NDArray[np.uint8]:
@@ -148,6 +152,20 @@ class OccupancyExamples:
         if mask is None and self.config.label_mask != "none":
             raise ValueError(f"DataConfig.label_mask={self.config.label_mask!r}: these labels have no such mask")
         return truth.labels if mask is None else np.where(mask, truth.labels, np.uint8(truth.label_set.unknown))
+
+    def _centers(self, index: int, bev_aug: BevAug) -> CenterTargets:
+        needs = self.needs
+        things = things_of(self.frames.boxes(index), needs.label_set, needs.center_classes)
+        ego2aug = bev_aug.matrix()
+        return draw_centers(
+            things.centers_M3 @ ego2aug[:3, :3].T + ego2aug[:3, 3],
+            bev_aug.scale * things.sizes_M3[:, :2],
+            things.channels_M,
+            num_classes=len(needs.center_classes),
+            lower_xy=needs.grid.lower[:2],
+            column_size=needs.grid.voxel_size[:2],
+            shape_xy=needs.grid.shape[:2],
+        )
 
     def _segmentation(self, index: int, image_augs: dict[str, ImageAug]) -> torch.Tensor:
         size = self.needs.inputs.image_size

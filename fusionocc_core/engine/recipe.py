@@ -41,6 +41,7 @@ class Recipe:
             depth_bins=self.model.depth_bins if self.loss.depth else None,
             stride=self.model.feature_stride,
             segmentation=self.loss.segmentation > 0,
+            center_classes=self.loss.center_classes,
         )
 
 

@@ -1,6 +1,7 @@
 """Losses as pure functions on tensors, and the weighted sums that recipes train with."""
 
 from fusionocc_core.losses.affinity import geometric_affinity, semantic_affinity
+from fusionocc_core.losses.centers import CenterTargets, draw_centers, heatmap_loss, position_loss
 from fusionocc_core.losses.combine import (
     LossConfig,
     Losses,
@@ -24,6 +25,7 @@ from fusionocc_core.losses.voxels import (
 
 __all__ = [
     "OCC3D_VOXEL_COUNTS",
+    "CenterTargets",
     "LossConfig",
     "LossTerm",
     "Losses",
@@ -33,11 +35,14 @@ __all__ = [
     "compute_losses",
     "depth_loss",
     "distance_weights",
+    "draw_centers",
     "flashocc_losses",
     "fusionocc_losses",
     "geometric_affinity",
+    "heatmap_loss",
     "lovasz_softmax",
     "panoptic_flashocc_losses",
+    "position_loss",
     "segmentation_loss",
     "semantic_affinity",
     "voxel_cross_entropy",

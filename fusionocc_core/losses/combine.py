@@ -8,12 +8,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fusionocc_core.losses.affinity import geometric_affinity, semantic_affinity
+from fusionocc_core.losses.centers import (
+    CenterPredictions,
+    CenterTargets,
+    collate_centers,
+    heatmap_loss,
+    position_loss,
+)
 from fusionocc_core.losses.image import cell_labels, depth_loss, segmentation_loss
 from fusionocc_core.losses.lovasz import lovasz_softmax
 from fusionocc_core.losses.voxels import (
@@ -38,6 +45,8 @@ class Predictions(Protocol):
     def depth_logits_BNDhw(self) -> Tensor | None: ...  # noqa: D102
     @property
     def seg_logits_BNKhw(self) -> Tensor | None: ...  # noqa: D102
+    @property
+    def centers(self) -> CenterPredictions | None: ...  # noqa: D102
 
 
 class SpecialIds(Protocol):
@@ -63,6 +72,8 @@ class Targets:
     """int64: 0 where nothing was measured, else 1 + the index of the depth bin."""
     segmentation_BNHW: Tensor | None = None
     """uint8 class of each pixel of the network's current pictures; ``free`` or ``unknown`` where there is no label."""
+    centers: CenterTargets | None = None
+    """Where objects are."""
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
@@ -90,14 +101,14 @@ def collate_targets(samples: Sequence[Targets]) -> Targets:
     Raises:
         ValueError: some have a kind of label that others lack.
     """
-    joined: dict[str, Tensor] = {}
+    joined: dict[str, Any] = {}
     for name in (f.name for f in fields(Targets)):
-        tensors = [getattr(sample, name) for sample in samples]
-        missing = sum(t is None for t in tensors)
-        if missing not in (0, len(tensors)):
-            raise ValueError(f"Targets.{name}: {missing} of {len(tensors)} samples of a batch lack it")
+        parts = [getattr(sample, name) for sample in samples]
+        missing = sum(part is None for part in parts)
+        if missing not in (0, len(parts)):
+            raise ValueError(f"Targets.{name}: {missing} of {len(parts)} samples of a batch lack it")
         if not missing:
-            joined[name] = torch.cat(tensors)
+            joined[name] = collate_centers(parts) if name == "centers" else torch.cat(parts)
     return replace(samples[0], **joined)
 
 
@@ -112,12 +123,16 @@ class LossConfig:
     lovasz: float = 0.0
     depth: float = 0.0
     segmentation: float = 0.0
+    center_heatmap: float = 0.0
+    center_position: float = 0.0
     mask: str = "none"
     """Voxels of the cross-entropy: "none" (all that are known), "camera" or "lidar" (observed by these)."""
     class_weights: tuple[float, ...] | None = None
     """Of cross-entropy and focal loss; see balancing_weights."""
     focal_by_distance: bool = True
     """Weight the focal loss of a column of voxels by its distance, from 1 in the middle to 2 in the corners."""
+    center_classes: tuple[str, ...] = ()
+    """Classes of the objects whose centres the network finds, in the order of its heatmaps."""
 
     def __post_init__(self) -> None:
         """Refuse a choice that does not exist, negative weights, and sums of nothing."""
@@ -126,9 +141,21 @@ class LossConfig:
         weights = {name: getattr(self, name) for name in TERMS}
         if min(weights.values()) < 0 or not any(weights.values()):
             raise ValueError(f"LossConfig: weights must not be negative, and one must be positive; got {weights}")
+        if (self.center_heatmap or self.center_position) and not self.center_classes:
+            raise ValueError("LossConfig.center_classes=(): the losses of centres need the classes of the heatmaps")
 
 
-TERMS = ("cross_entropy", "focal", "semantic_affinity", "geometric_affinity", "lovasz", "depth", "segmentation")
+TERMS = (
+    "cross_entropy",
+    "focal",
+    "semantic_affinity",
+    "geometric_affinity",
+    "lovasz",
+    "depth",
+    "segmentation",
+    "center_heatmap",
+    "center_position",
+)
 """Names of the weights in LossConfig and of the terms in Losses."""
 
 _VOXEL_TERMS = TERMS[:5]
@@ -144,8 +171,8 @@ def flashocc_losses(*, mask: str = "camera", balanced: bool = False, depth: floa
     return LossConfig(mask=mask, class_weights=balancing_weights(OCC3D_VOXEL_COUNTS) if balanced else None, depth=depth)
 
 
-def panoptic_flashocc_losses(*, depth: float = 0.0) -> LossConfig:
-    """What the occupancy head of Panoptic-FlashOcc is trained with: no mask, balanced classes."""
+def panoptic_flashocc_losses(*, depth: float = 0.0, center_classes: tuple[str, ...] = ()) -> LossConfig:
+    """What Panoptic-FlashOcc is trained with: no mask, balanced classes; with ``center_classes`` its centres, too."""
     return LossConfig(
         cross_entropy=0.0,
         focal=100.0,
@@ -154,6 +181,9 @@ def panoptic_flashocc_losses(*, depth: float = 0.0) -> LossConfig:
         lovasz=1.0,
         class_weights=balancing_weights(OCC3D_VOXEL_COUNTS),
         depth=depth,
+        center_heatmap=1.0 if center_classes else 0.0,
+        center_position=0.25 if center_classes else 0.0,
+        center_classes=center_classes,
     )
 
 
@@ -221,6 +251,11 @@ def _term(name: str, outputs: Predictions, targets: Targets, config: LossConfig,
         return geometric_affinity(logits, labels, unknown=unknown, free=label_set.free)
     if name == "lovasz":
         return lovasz_softmax(logits, labels, unknown=unknown)
+    if name in ("center_heatmap", "center_position"):
+        said, wanted = _centers(outputs, targets, name)
+        if name == "center_heatmap":
+            return heatmap_loss(said.heatmap_logits_BKXY, wanted.heatmap_BKXY)
+        return position_loss(said, wanted)
     if name == "depth":
         return depth_loss(_need(outputs, "depth_logits_BNDhw", name), _need(targets, "depth_bins_BNhw", name))
     return segmentation_loss(
@@ -232,6 +267,22 @@ def _term(name: str, outputs: Predictions, targets: Targets, config: LossConfig,
 
 def _mask(targets: Targets, config: LossConfig) -> Tensor | None:
     return None if config.mask == "none" else _need(targets, f"mask_{config.mask}_BXYZ", "cross_entropy")
+
+
+def _centers(outputs: Predictions, targets: Targets, term: str) -> tuple[CenterPredictions, CenterTargets]:
+    if outputs.centers is None or targets.centers is None:
+        holder = "outputs" if outputs.centers is None else "targets"
+        raise ValueError(
+            f"loss {term} has a weight, but {holder}.centers is None: the network or the data has no such thing; set "
+            f"LossConfig.{term}=0"
+        )
+    said, wanted = outputs.centers.heatmap_logits_BKXY.shape, targets.centers.heatmap_BKXY.shape
+    if said != wanted:
+        raise ValueError(
+            f"targets.centers: heatmaps {tuple(wanted)} do not fit the network's {tuple(said)}; LossConfig."
+            "center_classes must be those of the network's CenterHeadConfig"
+        )
+    return outputs.centers, targets.centers
 
 
 def _need(holder: Predictions | Targets, name: str, term: str) -> Tensor:
@@ -270,6 +321,11 @@ def _check(outputs: Predictions, targets: Targets, config: LossConfig, label_set
         valid = (cells != label_set.free) & (cells != label_set.unknown)
         counts["segmentation"] = valid.sum()
         highest["targets.segmentation_BNHW"] = (cells.where(valid, 0).amax(), logits.shape[2])
+    if "center_heatmap" in wanted:
+        heatmap = _centers(outputs, targets, "center_heatmap")[1].heatmap_BKXY
+        counts["center_heatmap"] = heatmap.new_tensor(heatmap.numel(), dtype=torch.int64)
+    if "center_position" in wanted:
+        counts["center_position"] = (_centers(outputs, targets, "center_position")[1].columns_BM2[..., 0] >= 0).sum()
     numbers = torch.stack([*counts.values(), *(h.long() for h, _ in highest.values())]).tolist()
     for (name, (_, limit)), value in zip(highest.items(), numbers[len(counts) :], strict=True):
         if value >= limit:
