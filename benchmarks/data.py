@@ -283,18 +283,18 @@ def measure_opening(rows: int, repeats: int, console: Console, about: Machine, o
         index = NuScenesFrames(root).write_index()
         made_in = time.perf_counter() - start
         aside = root / "aside"
-        runs: dict[str, list[dict[str, float]]] = {"the tables": [], "the index": []}
+        runs: dict[str, list[dict[str, float]]] = {"tables": [], "index": []}
         for _ in range(repeats):
             index.parent.rename(aside)
-            runs["the tables"].append(open_once(root))
+            runs["tables"].append(open_once(root))
             aside.rename(index.parent)
-            runs["the index"].append(open_once(root))
+            runs["index"].append(open_once(root))
         sizes = {
             "tables_mb": sum(path.stat().st_size for path in root.glob("*/*.json")) / 1e6,
             "index_mb": sum(path.stat().st_size for path in index.parent.iterdir()) / 1e6,
         }
-    table = Table("read", "best s", "CPU s", "ratio", "peak MB", "kept MB", "boxes: s", "kept MB", "disk MB")
-    last = min(run["cpu_s"] for run in runs["the index"])
+    table = Table("read", "best s", "CPU s", "ratio", "peak MB", "kept", "boxes s", "kept", "disk MB")
+    last = min(run["cpu_s"] for run in runs["index"])
     for (name, taken), size in zip(runs.items(), sizes.values(), strict=True):
         best = {key: min(run[key] for run in taken) for key in taken[0]}
         memory = (f"{best['peak_mb']:.0f}", f"{best['kept_mb']:.0f}")

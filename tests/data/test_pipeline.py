@@ -233,7 +233,9 @@ def test_pictures_of_different_sizes(frame: SensorFrame) -> None:
 def test_numbers_of_cameras(frame: SensorFrame) -> None:
     four = replace(frame, cameras=frame.cameras[:4])
     assert prepare(four, INPUTS, OCC3D_GRID).images_BTNCHW.shape[2] == 4
-    with pytest.raises(ValueError, match=r"has 6 cameras \(CAM_FRONT_LEFT, .*at most 5"):
+    with pytest.raises(
+        ValueError, match=r"has 6 cameras \(CAM_FRONT_LEFT, .*at most 5: name those .*--cameras`, camera_names of"
+    ):
         prepare(frame, replace(INPUTS, num_cameras=5), OCC3D_GRID)
     with pytest.raises(ValueError, match="has no camera; the network takes 1 to 6"):
         prepare(replace(frame, cameras=()), INPUTS, OCC3D_GRID)
