@@ -1,19 +1,28 @@
-"""Configs and batches that the FlashOcc tests share."""
+"""Configs, weights and batches that the FlashOcc tests share.
 
+``python tests/core/flashocc_cases.py`` writes tests/goldens/flashocc_{official,correct}.safetensors anew: only after
+test_flashocc_reference.py has passed, and only where a change of the results is meant.
+"""
+
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from fusionocc_cases import random_batch
+from safetensors.torch import save_file
 
 from fusionocc_core.grids import OCC3D_LABELS, DepthBins, VoxelGrid
 from fusionocc_core.layers.bev_encoder import BevResNetConfig
+from fusionocc_core.layers.center_head import CenterHeadConfig
 from fusionocc_core.layers.image_necks import FpnConfig
 from fusionocc_core.layers.lss import LssConfig
 from fusionocc_core.layers.resnet import ResNetConfig
 from fusionocc_core.layers.view_transform import LiftConfig
 from fusionocc_core.models.flashocc import FlashOcc, FlashOccConfig
-from fusionocc_core.models.flashocc_presets import flashocc_m0
+from fusionocc_core.models.flashocc_official import from_official, official_state_dict
+from fusionocc_core.models.flashocc_presets import OFFICIAL_LIFT, flashocc_m0
 from fusionocc_core.presets import load_official
 from fusionocc_core.structures import Batch, InputConfig
 
@@ -89,3 +98,55 @@ def little_config(**changes) -> FlashOccConfig:
         bev_channels=12,
     )
     return replace(config, **changes)
+
+
+def reference_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """A value that follows from a tensor's name alone, of the sizes that the reference run drew."""
+    random = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith("running_var"):
+        value = random.uniform(0.6, 1.4, shape)
+    elif name.endswith("running_mean"):
+        value = random.normal(0.0, 0.2, shape)
+    elif name.endswith("bias"):
+        value = random.normal(0.0, 0.1, shape)
+    elif len(shape) == 1:
+        value = random.uniform(0.7, 1.3, shape)
+    else:
+        value = random.normal(0.0, 1.0 / np.sqrt(np.prod(shape[1:])), shape)
+    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+
+
+def golden_model(habits: str) -> FlashOcc:
+    """The little network whose results are kept in tests/goldens: with "official" habits or the "correct" behaviour."""
+    config = little_config(centers=CenterHeadConfig(channels=8))
+    model = FlashOcc(replace(config, lift=OFFICIAL_LIFT) if habits == "official" else config)
+    weights = {
+        name: reference_weight(name, tuple(tensor.shape)) if tensor.is_floating_point() else tensor
+        for name, tensor in official_state_dict(model).items()
+    }
+    model.load_state_dict(from_official(weights), strict=True)
+    return model.eval()
+
+
+def golden_results(model: FlashOcc) -> dict[str, torch.Tensor]:
+    """What is kept of one forward pass over two samples of three cameras, one of them mirrored."""
+    batch = random_batch(model.config, samples=2, cameras=3, seed=7)
+    batch.bev_aug_B44[1, 1, 1] = -1.0
+    lifted = []
+    hook = model.lift.register_forward_hook(lambda module, inputs, output: lifted.append(output))
+    with torch.no_grad():
+        outputs = model(batch)
+    hook.remove()
+    results = {
+        "lifted_BCYX": lifted[0][:, :, 0],
+        "logits_BKXY": outputs.logits_BKXYZ[..., 2],
+        "depth_logits_BNDhw": outputs.depth_logits_BNDhw,
+        "heatmap_logits_BKXY": outputs.centers.heatmap_logits_BKXY,
+    }
+    return {name: tensor.contiguous() for name, tensor in results.items()}
+
+
+if __name__ == "__main__":
+    folder = Path(__file__).resolve().parents[1] / "goldens"
+    for habits in ("official", "correct"):
+        save_file(golden_results(golden_model(habits)), folder / f"flashocc_{habits}.safetensors")
