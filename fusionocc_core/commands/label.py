@@ -135,21 +135,17 @@ def _print_agreement(agreement: Agreement, truth: Path, console: Console) -> Non
     from rich.table import Table
 
     numbers = agreement.as_json()
-    columns = {
-        ("all voxels" if m == "none" else f"its {m} mask"): v for m, v in numbers["under_masks_of_truth"].items()
-    }
-    columns |= {f"our {m} mask": v for m, v in numbers["under_masks_of_labels"].items()}
+    truth_scores, own_scores = numbers["under_masks_of_truth"], numbers["under_masks_of_labels"]
+    columns = {f"{mask}, there": scores for mask, scores in truth_scores.items() if mask != "none"}
+    columns |= {f"{mask}, here": scores for mask, scores in own_scores.items()}
+    columns |= {"all": truth_scores["none"]}
     table = Table(
-        title=f"Agreement with the labels in {truth}, {agreement.keyframes} keyframes: IoU in percent",
-        caption="columns: which voxels count, by the masks there (its) or of the new labels (our)",
+        title=f"IoU in percent with the labels in {truth}, keyframes: {agreement.keyframes}",
+        caption="columns: the mask whose voxels count, there or here (of the new labels)",
     )
     for name in ("", *columns):
-        table.add_column(name, justify="right" if name else "left")
-    rows = {
-        "occupied": "geometric_iou",
-        "mean of classes": "miou",
-        "free here, occupied there": "free_that_is_occupied",
-    }
+        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
+    rows = {"occupied": "geometric_iou", "mean of classes": "miou", "free, but occupied": "free_that_is_occupied"}
     for name, key in rows.items():
         table.add_row(name, *(_percent(scores[key]) for scores in columns.values()))
     table.add_section()
@@ -158,7 +154,7 @@ def _print_agreement(agreement: Agreement, truth: Path, console: Console) -> Non
     console.print(table)
     if not numbers["masks"]:
         return
-    masks = Table("mask", "precision", "recall", title="Masks of observed voxels, percent")
+    masks = Table("mask", "precision", "recall", title="masks, percent")
     for name, values in numbers["masks"].items():
         masks.add_row(name, _percent(values["precision"]), _percent(values["recall"]))
     console.print(masks)

@@ -110,12 +110,15 @@ def owners(sweep: Sweep, poses: Sequence[Pose], config: LabelConfig) -> NDArray[
     out = np.full(len(sweep.points), STILL, np.int32)
     labelled = sweep.label != UNLABELLED
     still = np.isin(sweep.label, ALWAYS_STILL)
+    by_x = np.argsort(sweep.points[:, 0], kind="stable")
+    x = sweep.points[by_x, 0]
     for k in sorted(range(len(poses)), key=lambda k: -float(poses[k].size_lwh.prod())):
         half = poses[k].size_lwh.astype(np.float32) / 2
         around = config.box_margin + _STILL_AROUND + _LATE_S * poses[k].speed
         center = poses[k].box2frame[:2, 3].astype(np.float32)
         radius = np.float32(np.hypot(half[0], half[1]) + 1.5 * around)
-        near = np.flatnonzero((np.abs(sweep.points[:, :2] - center) < radius).all(axis=1))
+        near = by_x[slice(*np.searchsorted(x, (center[0] - radius, center[0] + radius)))]
+        near = near[np.abs(sweep.points[near, 1] - center[1]) < radius]
         local = poses[k].local(sweep.points[near])
         aside = (np.abs(local[:, :2]) - half[:2]).max(axis=1)
         above, height = local[:, 2] - half[2], local[:, 2] + half[2]

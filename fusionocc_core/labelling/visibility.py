@@ -16,7 +16,7 @@ from fusionocc_core.grids import VoxelGrid
 from fusionocc_core.labelling.aggregate import Pulses
 from fusionocc_core.metrics.rays import Rays, crossed_voxels
 
-RAYS_PER_VOXEL = 3.0
+RAYS_PER_VOXEL = 2.0
 """Camera rays are so dense that the farthest voxel of the grid, seen square on, gets this many a side."""
 _INSIDE = 1e-4
 """Rays begin so far inside the grid's faces, voxels."""
