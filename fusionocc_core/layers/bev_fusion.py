@@ -7,6 +7,7 @@ half of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from fusionocc_core.layers.conv_blocks import BasicBlock2d
 from fusionocc_core.layers.thin_image_net import conv_norm
+from fusionocc_core.ops.raster import RASTER_FEATURES, rasterize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,21 @@ class BevNetConfig:
     def stride(self) -> int:
         """How much smaller the last map is than the first."""
         return int(2 ** (len(self.channels) - 1))
+
+
+class LidarRaster(nn.Module):
+    """ops.raster.rasterize on one map. Has no parameters."""
+
+    def __init__(
+        self, lower: tuple[float, float, float], cell_size: tuple[float, float, float], shape: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        self.lower, self.cell_size, self.shape = lower, cell_size, shape
+        self.channels = (shape[2] + 2) * RASTER_FEATURES
+
+    def forward(self, points: Sequence[Tensor]) -> Tensor:
+        """B clouds (P, C) to (B, channels, Y, X)."""
+        return rasterize(points, self.lower, self.cell_size, self.shape)
 
 
 class LidarBevNet(nn.Module):

@@ -17,13 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
-from fusionocc_core.layers.bev_fusion import BevNet, BevNetConfig, GatedFusion, HeightHead, LidarBevNet
+from fusionocc_core.layers.bev_fusion import BevNet, BevNetConfig, GatedFusion, HeightHead, LidarBevNet, LidarRaster
 from fusionocc_core.layers.image_backbones import TimmBackboneConfig
 from fusionocc_core.layers.pull_lift import BevMap, PullLift, ray_channels
 from fusionocc_core.layers.thin_image_net import PictureFeatures, PictureNet, ThinImageNetConfig, zero_last_norms
 from fusionocc_core.layers.view_transform import Cameras, cameras_at, measured_depth_bins
 from fusionocc_core.models.network import OccupancyNetwork
-from fusionocc_core.ops.raster import RASTER_FEATURES, rasterize
 from fusionocc_core.structures import Batch, InputConfig, Outputs, cameras_present, lidar_present
 
 MAP_STRIDE = 2
@@ -144,8 +143,9 @@ class FlashFusion(OccupancyNetwork):
         )
         lifted = len(config.lift_heights) * config.context_channels
         self.camera_map = nn.Conv2d(lifted + 1, config.camera_channels, 1)
+        self.raster = LidarRaster(config.raster_lower, config.grid.voxel_size, config.raster_shape)
         self.lidar_map = LidarBevNet(
-            (size_z + 2) * RASTER_FEATURES, config.lidar_channels, config.skip_channels, config.lidar_blocks
+            self.raster.channels, config.lidar_channels, config.skip_channels, config.lidar_blocks
         )
         fused = config.bev.channels[0]
         self.fusion = GatedFusion((config.lidar_channels, config.camera_channels), fused)
@@ -189,8 +189,7 @@ class FlashFusion(OccupancyNetwork):
         config, (x, y, _) = self.config, self.config.raster_shape
         clouds = [cloud for cloud, present in zip(batch.points, lidar_B.tolist(), strict=True) if present]
         if clouds:
-            raster_GCYX = rasterize(clouds, config.raster_lower, config.grid.voxel_size, config.raster_shape)
-            skip_GCYX, lidar_GCyx = self.lidar_map(raster_GCYX)
+            skip_GCYX, lidar_GCyx = self.lidar_map(self.raster(clouds))
             return spread(lidar_GCyx, lidar_B), spread(skip_GCYX, lidar_B)
         nothing = unused(self.lidar_map).to(batch.depth_BNHW)
         shape = (len(lidar_B), config.lidar_channels, y // MAP_STRIDE, x // MAP_STRIDE)
@@ -219,7 +218,8 @@ class FlashFusion(OccupancyNetwork):
         depth_MDhw = torch.where(hit_M1hw, measured_MDhw, depth_MDhw)
         lifted_BCyx = self.lift(seen.context_MChw, depth_MDhw, plan)
         joined = torch.cat([lifted_BCyx, covered_Byx[:, None]], dim=1)
-        return self.camera_map(joined.contiguous(memory_format=torch.channels_last)), covered_Byx
+        camera_BCyx = self.camera_map(joined.contiguous(memory_format=torch.channels_last))
+        return camera_BCyx if len(depth_MDhw) else camera_BCyx + unused(self.pictures), covered_Byx
 
     def _measured_depth(self, batch: Batch, camera_BN: Tensor, lidar_B: Tensor) -> tuple[Tensor, Tensor]:
         """One-hot depth of the cells that hold a LiDAR point, and which these are (M, 1, h, w)."""
