@@ -4,7 +4,7 @@
     torchrun --nproc-per-node N training/evaluate.py CHECKPOINT --data ROOT --split val
 
 Always prints mIoU with the camera mask, with the LiDAR mask and without, geometric IoU, and RayIoU, each with its
-setting.
+setting, beside those of three baselines that are fitted on the training split: see docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
+    from fusionocc_core.engine.baseline_scores import BaselineScores
     from fusionocc_core.engine.distributed import World
     from fusionocc_core.engine.evaluation import LabelledFrames
     from fusionocc_core.engine.score_pictures import ErrorMap
@@ -48,6 +49,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-rays", action="store_true", help="leave out RayIoU, the slowest metric")
     parser.add_argument(
         "--limit", type=int, metavar="N", help="only N keyframes, spread evenly; the numbers are not final"
+    )
+    parser.add_argument(
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also score the baselines: majority, position, geometry (default: on)",
+    )
+    parser.add_argument(
+        "--baseline-split",
+        metavar="SPLIT",
+        help="what the baselines are fitted on (default: train for val, sim_train for sim_val, and so on)",
     )
     parser.add_argument("--expect", type=float, metavar="PERCENT", help="exit with 1 unless the metric is this ...")
     parser.add_argument("--tol", type=float, default=0.1, help="... within this, percent (default: %(default)s)")
@@ -85,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tol < 0 or args.workers < 0:
         raise ValueError(f"--tol {args.tol} and --workers {args.workers} must not be negative")
+    if args.baseline_split and not args.baselines:
+        raise ValueError("--baseline-split cannot go with --no-baselines")
     if args.no_rays and args.expect is not None and args.metric == "ray_iou":
         raise ValueError("--metric ray_iou cannot be expected with --no-rays")
     with joined_world(args.device) as world:
@@ -100,8 +114,9 @@ def run(args: argparse.Namespace) -> int:
         )
         errors = ErrorMap(model.config.grid)
         report = measure(args, model, labelled, world, errors)
+        baselines = held_against(args, labelled, world) if args.baselines else None
         if world.is_main:
-            tell(args, report, errors, setting_of(args, model, frames.version, report))
+            tell(args, report, errors, setting_of(args, model, frames.version, report), baselines)
         return judge(args, summary(report), quiet=not world.is_main)
 
 
@@ -139,6 +154,30 @@ def measure(
     return report
 
 
+def held_against(args: argparse.Namespace, labelled: LabelledFrames, world: World) -> BaselineScores | None:
+    """What the baselines score; None, said in one line, where there is nothing to fit them on."""
+    from fusionocc_core.engine.baseline_scores import CACHE, NoBaselinesError, score_baselines, training_split_of
+
+    console = Console(stderr=True, soft_wrap=True)
+    with console.status("baselines ...") as status:
+        try:
+            return score_baselines(
+                labelled,
+                split=args.baseline_split or training_split_of(args.split),
+                world=world,
+                cache=args.data / CACHE,
+                limit=args.limit,
+                workers=args.workers,
+                progress=(lambda what, done, of: status.update(f"{what}: keyframe {done} of {of}"))
+                if world.is_main
+                else None,
+            )
+        except NoBaselinesError as error:
+            if world.is_main:
+                console.print(f"no baselines: {escape(str(error))}", highlight=False)
+            return None
+
+
 def setting_of(args: argparse.Namespace, model: Any, version: str, report: OccupancyReport) -> Setting:
     """What the numbers were measured with."""
     from fusionocc_core.engine.scores import Setting
@@ -159,10 +198,16 @@ def setting_of(args: argparse.Namespace, model: Any, version: str, report: Occup
     )
 
 
-def tell(args: argparse.Namespace, report: OccupancyReport, errors: ErrorMap, setting: Setting) -> None:
+def tell(
+    args: argparse.Namespace,
+    report: OccupancyReport,
+    errors: ErrorMap,
+    setting: Setting,
+    baselines: BaselineScores | None,
+) -> None:
     """Print and write the results."""
     from fusionocc_core.engine.score_pictures import write_pictures
-    from fusionocc_core.engine.scores import class_table, lines, ring_table, write_files
+    from fusionocc_core.engine.scores import class_table, comparison_table, lines, ring_table, write_files
 
     console = Console(soft_wrap=True)
     if not console.is_terminal:
@@ -170,11 +215,13 @@ def tell(args: argparse.Namespace, report: OccupancyReport, errors: ErrorMap, se
     console.print(f"{setting.checkpoint}: {setting.preset}, trained on: {setting.trained_on}", highlight=False)
     for line in lines(report, setting):
         console.print(line, highlight=False)
+    if baselines:
+        console.print(comparison_table(report, baselines.reports, setting, baselines.trained_on))
     console.print(class_table(report, setting))
     console.print(ring_table(report, setting))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        write_files(args.out, report, setting)
+        write_files(args.out, report, setting, baselines)
         write_pictures(args.out, report, errors, setting.in_a_line())
         console.print(f"written to {args.out}", highlight=False)
 

@@ -50,6 +50,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--init-matching", action="store_true", help="take those tensors of --init that fit, leave the others fresh"
     )
+    parser.add_argument(
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="at the end, score the baselines too: majority, position, geometry (default: on)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     parser.add_argument("--tensorboard", action="store_true", help="also write curves for TensorBoard")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
@@ -78,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from fusionocc_core.engine.distributed import joined_world
     from fusionocc_core.engine.overrides import override
     from fusionocc_core.engine.recipe_files import find_recipe
+    from fusionocc_core.engine.run_comparison import tell_baselines
     from fusionocc_core.engine.session import Start, start_training
 
     if args.list:
@@ -107,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
         stopped_by = trainer.fit()
         if stopped_by:
             trainer.recorder.say(f"stopped at step {trainer.step}; the same command goes on from there")
+        elif args.baselines:
+            tell_baselines(recipe, trainer.recorder, data=args.data, version=args.version, world=world)
         trainer.recorder.close()
     return 128 + stopped_by if stopped_by else 0
 

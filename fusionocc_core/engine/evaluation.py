@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from fusionocc_core.metrics import OccupancyReport, OccupancyScore, OccupancyTru
 from fusionocc_core.metrics.rays import ray_origins
 from fusionocc_core.predictor import decode
 from fusionocc_core.structures import Batch, InputConfig, Occupancy
+
+Item = TypeVar("Item", covariant=True)
 
 OnFrame = Callable[[Occupancy, OccupancyTruth], None]
 """Told of every frame of this process, in order."""
@@ -140,18 +143,10 @@ def evaluate(
     indices = spread(len(labelled), limit)
     mine = [indices[place] for place in shard(len(indices), world.rank, world.size)]
     score = OccupancyScore(labelled.grid, labelled.label_set, rays=labelled.rays)
-    loader = DataLoader(
-        labelled,
-        batch_size=None,
-        sampler=mine,
-        num_workers=workers,
-        generator=torch.Generator(),
-        **worker_options(workers),
-    )
     dtype = PRECISIONS[precision]
     with ThreadPoolExecutor(1) as scorer:  # scores while the network computes the next frame
         pending: list[Future[None]] = []
-        for one in loader:
+        for one in load_in_workers(labelled, mine, workers):
             with torch.no_grad(), torch.autocast(world.device.type, dtype=dtype, enabled=dtype is not None):
                 outputs = model(one.batch.to(world.device))
             labels, _ = decode(outputs.logits_BKXYZ, confidence=False)
@@ -165,8 +160,25 @@ def evaluate(
                 pending.pop(0).result()
         for future in pending:
             future.result()
+    return total_report(score, world)
+
+
+def total_report(score: OccupancyScore, world: World) -> OccupancyReport:
+    """The report over the frames of all processes, whose counts ``score`` then holds; every one must call this."""
     score.set_counts(world.total(torch.from_numpy(score.counts())).numpy())
     return score.report()
+
+
+def load_in_workers(items: Dataset[Item], indices: Sequence[int], workers: int) -> Iterable[Item]:
+    """The items of these indices in this order, made by worker processes; by this one where there are none."""
+    return DataLoader(
+        items,
+        batch_size=None,
+        sampler=indices,
+        num_workers=workers,
+        generator=torch.Generator(),
+        **worker_options(workers),
+    )
 
 
 def summary(report: OccupancyReport) -> dict[str, float]:

@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from fusionocc_core.engine.baseline_scores import BaselineScores
 from fusionocc_core.engine.run_folder import whole_file
 from fusionocc_core.metrics import OccupancyReport, VoxelScores
 
@@ -44,6 +45,8 @@ class Setting:
 class Row:
     """One number of the CSV file."""
 
+    predictor: str
+    """"model", or the name of a baseline."""
     metric: str
     mask: str
     class_name: str
@@ -97,29 +100,53 @@ def ring_table(report: OccupancyReport, setting: Setting) -> Table:
     return table
 
 
-def rows(report: OccupancyReport) -> Iterator[Row]:
+def comparison_table(
+    report: OccupancyReport, baselines: Mapping[str, OccupancyReport], setting: Setting, fitted_on: str
+) -> Table:
+    """The headline numbers of the model and of each baseline, one a row."""
+    table = Table(
+        title="Held against baselines, %", caption=f"{setting.in_a_line()}; baselines fitted on {fitted_on}", box=None
+    )
+    table.add_column("", no_wrap=True)
+    masks = [scores.mask for scores in report.voxels]
+    for mask in masks:
+        table.add_column(f"mIoU {_mask_title(mask)}", justify="right")
+    table.add_column(f"IoU {_mask_title(masks[0])}", justify="right")
+    if report.rays:
+        table.add_column("RayIoU", justify="right")
+    for name, one in {setting.preset: report, **baselines}.items():
+        cells = [scores.miou for scores in one.voxels] + [one.voxels[0].geometric_iou]
+        table.add_row(name, *(_cell(value) for value in (*cells, *([one.rays.ray_iou] if one.rays else []))))
+    return table
+
+
+def rows(report: OccupancyReport, predictor: str = "model") -> Iterator[Row]:
     """Every number, one a row."""
     for scores in (*report.voxels, *report.rings):
-        yield from _voxel_rows(report, scores)
+        yield from _voxel_rows(report, scores, predictor)
     if report.rays:
         for t, threshold in enumerate(report.rays.thresholds):
             common: dict[str, Any] = {"mask": "none", "from_m": "", "to_m": "", "threshold_m": f"{threshold:g}"}
+            common["predictor"] = predictor
             value = report.rays.per_threshold[t]
             yield Row(metric="RayIoU", class_name="mean", percent=100 * value, **common)
             for k, name in enumerate(report.label_set.names):
                 yield Row(metric="RayIoU", class_name=name, percent=100 * report.rays.iou_TK[t, k], **common)
 
 
-def write_files(out: Path, report: OccupancyReport, setting: Setting) -> None:
-    """Write metrics.json and metrics.csv, each with the setting."""
+def write_files(out: Path, report: OccupancyReport, setting: Setting, baselines: BaselineScores | None = None) -> None:
+    """Write metrics.json and metrics.csv, each with the setting, and with the baselines where there are any."""
     content = {"setting": asdict(setting), **report.as_dict()}
+    if baselines:
+        content["baselines"] = baselines.as_dict()
     with whole_file(out / "metrics.json") as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
     text = io.StringIO()
     writer = csv.writer(text)
     about = asdict(setting)
     writer.writerow([*(f.name for f in fields(Row)), *about])
-    for row in rows(report):
+    reports = {"model": report, **(baselines.reports if baselines else {})}
+    for row in (row for name, one in reports.items() for row in rows(one, name)):
         values = asdict(row)
         percent = "" if math.isnan(row.percent) else f"{row.percent:.4f}"
         writer.writerow([*list(values.values())[:-1], percent, *about.values()])
@@ -127,9 +154,10 @@ def write_files(out: Path, report: OccupancyReport, setting: Setting) -> None:
         file.write(text.getvalue().encode())
 
 
-def _voxel_rows(report: OccupancyReport, scores: VoxelScores) -> Iterator[Row]:
+def _voxel_rows(report: OccupancyReport, scores: VoxelScores, predictor: str) -> Iterator[Row]:
     inner, outer = (f"{edge:g}" for edge in scores.ring) if scores.ring else ("", "")
     common: dict[str, Any] = {"mask": scores.mask, "from_m": inner, "to_m": outer, "threshold_m": ""}
+    common["predictor"] = predictor
     yield Row(metric="mIoU", class_name="mean", percent=100 * scores.miou, **common)
     yield Row(metric="geometric IoU", class_name="occupied", percent=100 * scores.geometric_iou, **common)
     for name, value in zip(report.label_set.names, scores.iou_K, strict=True):

@@ -14,6 +14,7 @@ CORE = ROOT / "fusionocc_core"
 FLOORS = (
     ("cli", "commands"),
     ("engine",),
+    ("baselines",),
     ("predictor",),
     ("presets",),
     ("simulation",),
