@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from fusionocc_core.checkpoints import encode_config
@@ -55,6 +55,8 @@ FREE_TO_CHANGE = ("train.workers", "train.log_every", "train.evaluate_every", "t
 def check_same_recipe(recipe: Recipe, earlier: Mapping[str, Any]) -> None:
     """Refuse to go on with another recipe than the one that the run began with.
 
+    Fields that did not exist yet when the run began count as their defaults, which change nothing.
+
     Args:
         recipe: of this call.
         earlier: of the checkpoint, as ``encode_config`` wrote it.
@@ -62,7 +64,7 @@ def check_same_recipe(recipe: Recipe, earlier: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the keys and both values.
     """
-    now, then = _flat(encode_config(recipe)), _flat(earlier)
+    now, then = _flat(encode_config(recipe)), _flat(_completed(recipe, earlier))
     different = [
         f"{key}: {then.get(key)} then, {now.get(key)} now"
         for key in sorted(now.keys() | then.keys())
@@ -73,6 +75,21 @@ def check_same_recipe(recipe: Recipe, earlier: Mapping[str, Any]) -> None:
             f"the run in this folder was begun with another recipe ({'; '.join(different)}); choose another --out, or "
             "go on with the recipe that it has"
         )
+
+
+def _completed(config: Any, earlier: Any) -> Any:
+    """What ``encode_config`` wrote of an earlier config, with the fields that it lacks at their defaults."""
+    if not is_dataclass(config) or not isinstance(earlier, Mapping):
+        return earlier
+    filled = dict(earlier)
+    for f in fields(config):
+        if f.name in filled:
+            filled[f.name] = _completed(getattr(config, f.name), filled[f.name])
+        elif f.default is not MISSING:
+            filled[f.name] = encode_config(f.default)
+        elif f.default_factory is not MISSING:
+            filled[f.name] = encode_config(f.default_factory())
+    return filled
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
