@@ -33,6 +33,12 @@ from fusionocc_core.models.flashocc_presets import (
     panoptic_flashocc_depth,
     panoptic_flashocc_tiny,
 )
+from fusionocc_core.models.flashocc_temporal_presets import (
+    flashocc_m2,
+    flashocc_m3,
+    panoptic_flashocc_depth4d,
+    panoptic_flashocc_longterm8f,
+)
 from fusionocc_core.models.fusionocc import FusionOcc, FusionOccConfig
 from fusionocc_core.models.fusionocc_presets import fusionocc_base, fusionocc_tiny
 from fusionocc_core.models.network import NetworkConfig, OccupancyNetwork
@@ -44,9 +50,13 @@ PRESETS: dict[str, Callable[[], NetworkConfig]] = {
     "fusionocc-tiny": fusionocc_tiny,
     "flashocc-m0": flashocc_m0,
     "flashocc-m1": flashocc_m1,
+    "flashocc-m2": flashocc_m2,
+    "flashocc-m3": flashocc_m3,
     "flashocc-tiny": flashocc_tiny,
     "panoptic-flashocc-tiny": panoptic_flashocc_tiny,
     "panoptic-flashocc-depth": panoptic_flashocc_depth,
+    "panoptic-flashocc-depth4d": panoptic_flashocc_depth4d,
+    "panoptic-flashocc-longterm8f": panoptic_flashocc_longterm8f,
     "flashocc-tiny-panoptic": flashocc_tiny_panoptic,
 }
 

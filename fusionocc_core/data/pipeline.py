@@ -99,9 +99,14 @@ def collate(batches: Sequence[Batch]) -> Batch:
     )
 
 
+def key2global(frame: SensorFrame, inputs: InputConfig) -> NDArray[np.float64]:
+    """Pose (4, 4) of the ego frame at the key time, in which the batch lies (before BEV augmentation)."""
+    return frame.cameras[0].ego2global if inputs.key_pose == "first_camera" else frame.ego2global
+
+
 def cam2keyego(frame: SensorFrame, pictures: Sequence[Sequence[CameraImage]], inputs: InputConfig) -> Tensor:
     """Poses (T, N, 4, 4) float32 of the cameras at their own stamps in the ego frame at the key time."""
-    key = frame.cameras[0].ego2global if inputs.key_pose == "first_camera" else frame.ego2global
+    key = key2global(frame, inputs)
     shape = (len(pictures), -1, 4, 4)
     ego2global_TN44 = np.array([[camera.ego2global for camera in group] for group in pictures]).reshape(shape)
     cam2ego_TN44 = np.array([[camera.cam2ego for camera in group] for group in pictures]).reshape(shape)

@@ -79,13 +79,13 @@ class ResNetBackbone(nn.Module):
         maps = self.stage_maps(images_BCHW)
         return maps[2], maps[3]
 
-    def stage_maps(self, images_BCHW: Tensor, *, count: int = 4) -> list[Tensor]:
-        """Maps of the first ``count`` stages, at strides 4, 8, 16, 32; for what compares pictures at stride 4."""
+    def stage_maps(self, images_BCHW: Tensor, *, count: int | None = None) -> list[Tensor]:
+        """Maps of the first ``count`` stages (None: all), at strides 4, 8, 16, 32."""
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
         x_BChw = images_BCHW.contiguous(memory_format=torch.channels_last)
         x_BChw = self.maxpool(torch.relu(self.bn1(self.conv1(x_BChw))))
         maps = []
-        for stage in range(1, 1 + count):
+        for stage in range(1, 5)[:count]:
             for block in self.get_submodule(f"layer{stage}").children():
                 x_BChw = checkpoint(block, x_BChw, use_reentrant=False) if recompute else block(x_BChw)
             maps.append(x_BChw)

@@ -89,15 +89,15 @@ def align_bev(earlier_BCYX: Tensor, now2earlier_B44: Tensor, grid: VoxelGrid, *,
     if cells not in BEV_CELLS:
         raise ValueError(f"align_bev: cells={cells!r}; expected one of {BEV_CELLS}")
     offset = 0.5 if cells == "centers" else 0.0
-    like = {"dtype": torch.float64, "device": earlier_BCYX.device}
-    cell2ego = torch.eye(3, **like)
+    device = earlier_BCYX.device
+    cell2ego = torch.eye(3, dtype=torch.float64, device=device)
     for axis in (0, 1):
         cell2ego[axis, axis] = grid.voxel_size[axis]
         cell2ego[axis, 2] = grid.lower[axis] + offset * grid.voxel_size[axis]
-    now2earlier = now2earlier_B44.to(**like)[:, [0, 1, 3]][..., [0, 1, 3]]
+    now2earlier = now2earlier_B44.to(cell2ego)[:, [0, 1, 3]][..., [0, 1, 3]]
     step = torch.linalg.inv(cell2ego) @ now2earlier @ cell2ego  # cells to cells
-    y, x = torch.meshgrid(torch.arange(rows, **like), torch.arange(columns, **like), indexing="ij")
-    places = torch.stack([x, y, torch.ones_like(x)], dim=-1).flatten(0, 1) @ step.transpose(-1, -2)
-    lookup = (2 * places[..., :2] + 1) / torch.tensor([columns, rows], **like) - 1
+    y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+    places = torch.stack([x, y, torch.ones_like(x)], dim=-1).to(step).flatten(0, 1) @ step.transpose(-1, -2)
+    lookup = (2 * places[..., :2] + 1) / places.new_tensor([columns, rows]) - 1
     lookup = lookup.view(-1, rows, columns, 2).to(earlier_BCYX.dtype)
     return F.grid_sample(earlier_BCYX, lookup, mode="bilinear", padding_mode="zeros", align_corners=False)

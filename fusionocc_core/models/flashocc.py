@@ -19,7 +19,12 @@ from fusionocc_core.layers.bev_encoder import BevFpnLss, BevResNet, BevResNetCon
 from fusionocc_core.layers.camera_depth import CameraDepthConfig, StereoConfig
 from fusionocc_core.layers.center_head import CenterHead, CenterHeadConfig
 from fusionocc_core.layers.height_head import ChannelToHeight
-from fusionocc_core.layers.image_backbones import ImageBackboneConfig, TimmBackboneConfig, make_image_backbone
+from fusionocc_core.layers.image_backbones import (
+    ImageBackboneConfig,
+    TimmBackbone,
+    TimmBackboneConfig,
+    make_image_backbone,
+)
 from fusionocc_core.layers.image_necks import ImageNeckConfig, make_image_neck
 from fusionocc_core.layers.lss import DepthAndContext, ViewConfig, make_view
 from fusionocc_core.layers.stereo import StereoMatcher, StereoReference
@@ -74,11 +79,14 @@ class FlashOccConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"FlashOccConfig.{name}={getattr(self, name)!r}: expected one of {allowed}")
-        if self.stereo and (self.lifted_frames < 1 or isinstance(self.image_backbone, TimmBackboneConfig)):
+        if self.stereo and self.lifted_frames < 1:
             raise ValueError(
-                f"FlashOccConfig: view.stereo matches with an earlier picture (inputs.camera_history="
-                f"{self.inputs.camera_history} must be 1 or more) at a quarter of its size, which "
-                f"a Swin or our ResNet gives; image_backbone is a {type(self.image_backbone).__name__}"
+                "FlashOccConfig: view.stereo matches with an earlier picture: inputs.camera_history=0 is none"
+            )
+        if self.stereo and isinstance(self.image_backbone, TimmBackboneConfig):
+            raise ValueError(
+                f"FlashOccConfig: view.stereo needs a SwinConfig or a ResNetConfig, which give maps at a quarter of "
+                f"the picture's size; image_backbone={self.image_backbone}"
             )
         if any(edge % self.feature_stride for edge in self.inputs.image_size):
             raise ValueError(
@@ -194,7 +202,7 @@ class FlashOcc(OccupancyNetwork):
         if self.stereo is None or reference is None:
             features_MChw = self.img_neck(*self.img_backbone(images_MCHW))
             return SeenFrame(depth_and_context=self.img_view_transformer(features_MChw, vectors_MV), reference=None)
-        maps = self.img_backbone.stage_maps(images_MCHW)
+        maps = self._stages(images_MCHW, None)
         cost_MDHW = self.stereo(maps[0], cameras, reference)
         return SeenFrame(
             depth_and_context=self.img_view_transformer(self.img_neck(*maps[-2:]), vectors_MV, cost_MDHW),
@@ -204,8 +212,12 @@ class FlashOcc(OccupancyNetwork):
     @torch.no_grad()
     def reference(self, batch: Batch, time: int) -> StereoReference:
         """What the frame after ``time`` is matched with: the first stage of the backbone alone."""
-        (map_MCHW,) = self.img_backbone.stage_maps(batch.images_BTNCHW[:, time].flatten(0, 1), count=1)
+        (map_MCHW,) = self._stages(batch.images_BTNCHW[:, time].flatten(0, 1), 1)
         return StereoReference(map_MCHW=map_MCHW, cameras=cameras_at(batch, time))
+
+    def _stages(self, images_MCHW: Tensor, count: int | None) -> list[Tensor]:
+        assert not isinstance(self.img_backbone, TimmBackbone)  # the config refuses it for stereo
+        return self.img_backbone.stage_maps(images_MCHW, count=count)
 
     def to_bev(self, seen: SeenFrame, cameras: Cameras) -> Tensor:
         """The context of one frame in the bird's-eye view, (B, C, Y, X)."""
