@@ -55,17 +55,33 @@ class LidarRaster(nn.Module):
 
 
 class LidarBevNet(nn.Module):
-    """The raster to a map of half its resolution, and to the channels that the head takes at full resolution."""
+    """The raster to channels at full resolution, which the head takes, and to a map of half of that.
 
-    def __init__(self, in_channels: int, channels: int, skip_channels: int, blocks: int) -> None:
+    Where nothing happens at full resolution, the map is made of the raster itself.
+
+    Args:
+        in_channels: of the raster.
+        scale: raster cells an edge of a cell of full resolution.
+        skip_channels: at full resolution.
+        skip_blocks: residual blocks at full resolution.
+        channels: of the map.
+        blocks: residual blocks on the map.
+    """
+
+    def __init__(
+        self, in_channels: int, *, scale: int, skip_channels: int, skip_blocks: int, channels: int, blocks: int
+    ) -> None:
         super().__init__()
-        self.skip = conv_norm(in_channels, skip_channels, kernel=1)
-        self.down = conv_norm(in_channels, channels, kernel=2, stride=2)
+        self.from_skip = scale > 1 or skip_blocks > 0
+        self.skip = conv_norm(in_channels, skip_channels, kernel=scale, stride=scale)
+        self.skip_blocks = nn.Sequential(*(BasicBlock2d(skip_channels) for _ in range(skip_blocks)))
+        self.down = conv_norm(skip_channels if self.from_skip else in_channels, channels, kernel=2, stride=2)
         self.blocks = nn.Sequential(*(BasicBlock2d(channels) for _ in range(blocks)))
 
     def forward(self, raster_BCYX: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, Y, X) to (B, skip_channels, Y, X) and (B, channels, y, x)."""
-        return self.skip(raster_BCYX), self.blocks(self.down(raster_BCYX))
+        """The raster (B, C, scale * Y, scale * X) to (B, skip_channels, Y, X) and (B, channels, y, x)."""
+        skip_BCYX = self.skip_blocks(self.skip(raster_BCYX))
+        return skip_BCYX, self.blocks(self.down(skip_BCYX if self.from_skip else raster_BCYX))
 
 
 class GatedFusion(nn.Module):

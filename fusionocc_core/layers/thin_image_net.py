@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionocc_core.layers.conv_blocks import BasicBlock2d
-from fusionocc_core.layers.image_backbones import TimmBackbone, TimmBackboneConfig
+from fusionocc_core.layers.image_backbones import TimmBackboneConfig, make_image_backbone
+from fusionocc_core.layers.resnet import ResNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,9 @@ class ThinImageNetConfig:
     def out_channels(self) -> tuple[int, int]:
         """Channels of the two maps, finest first."""
         return self.channels[-2], self.channels[-1]
+
+
+PictureBackboneConfig = ThinImageNetConfig | ResNetConfig | TimmBackboneConfig
 
 
 class ThinImageNet(nn.Module):
@@ -93,7 +97,7 @@ class PictureNet(nn.Module):
 
     def __init__(
         self,
-        backbone: ThinImageNetConfig | TimmBackboneConfig,
+        backbone: PictureBackboneConfig,
         *,
         neck_channels: int,
         context_channels: int,
@@ -101,7 +105,8 @@ class PictureNet(nn.Module):
         num_classes: int,
     ) -> None:
         super().__init__()
-        self.backbone = ThinImageNet(backbone) if isinstance(backbone, ThinImageNetConfig) else TimmBackbone(backbone)
+        thin = isinstance(backbone, ThinImageNetConfig)
+        self.backbone = ThinImageNet(backbone) if thin else make_image_backbone(backbone)
         fine, coarse = backbone.out_channels
         self.lateral_fine = nn.Conv2d(fine, neck_channels, 1, bias=False)
         self.lateral_coarse = nn.Conv2d(coarse, neck_channels, 1, bias=False)

@@ -17,16 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
-from fusionocc_core.layers.bev_fusion import BevNet, BevNetConfig, GatedFusion, HeightHead, LidarBevNet, LidarRaster
-from fusionocc_core.layers.image_backbones import TimmBackboneConfig
+from fusionocc_core.layers.bev_fusion import (
+    BevNet,
+    BevNetConfig,
+    GatedFusion,
+    HeightHead,
+    LidarBevNet,
+    LidarRaster,
+)
+from fusionocc_core.layers.conv_blocks import BasicBlock2d
 from fusionocc_core.layers.pull_lift import BevMap, PullLift, ray_channels
-from fusionocc_core.layers.thin_image_net import PictureFeatures, PictureNet, ThinImageNetConfig, zero_last_norms
+from fusionocc_core.layers.thin_image_net import PictureBackboneConfig, PictureFeatures, PictureNet, zero_last_norms
 from fusionocc_core.layers.view_transform import Cameras, cameras_at, measured_depth_bins
 from fusionocc_core.models.network import OccupancyNetwork
 from fusionocc_core.structures import Batch, InputConfig, Outputs, cameras_present, lidar_present
 
 MAP_STRIDE = 2
-"""Cells of the LiDAR's raster an edge of a cell of the fused map."""
+"""Voxels an edge of a cell of the fused map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,7 @@ class FlashFusionConfig:
     """The voxels of the answer."""
     label_set: LabelSet
     depth_bins: DepthBins
-    image_backbone: ThinImageNetConfig | TimmBackboneConfig
+    image_backbone: PictureBackboneConfig
     margin: int = 12
     """Voxels by which the maps reach beyond the grid on every side, so that its border has neighbours, too."""
     neck_channels: int = 64
@@ -47,14 +54,22 @@ class FlashFusionConfig:
     """What is lifted from each feature cell."""
     lift_heights: tuple[float, ...] = (0.0, 0.8, 2.0, 4.0)
     """Heights above the ego frame's origin at which pictures are sampled, metres."""
+    raster_scale: int = 1
+    """Cells of the LiDAR's raster an edge of a voxel."""
+    skip_channels: int = 24
+    """What the LiDAR says at full resolution; the head gets it directly."""
+    skip_blocks: int = 0
+    """Residual blocks on it."""
     lidar_channels: int = 32
+    """Of the LiDAR's map at half of that."""
     lidar_blocks: int = 1
+    """Residual blocks on it."""
     camera_channels: int = 32
     """Of the pictures' map seen from above."""
+    camera_blocks: int = 0
+    """Residual blocks on it."""
     bev: BevNetConfig = field(default_factory=BevNetConfig)
     """Its first width is that of the fused map."""
-    skip_channels: int = 24
-    """What the head gets of the LiDAR's raster at full resolution."""
     head_channels: int = 32
     head_hidden_channels: int = 80
     free_prior: float = 0.9
@@ -92,26 +107,38 @@ class FlashFusionConfig:
         return self.image_backbone.stride
 
     @property
-    def raster_shape(self) -> tuple[int, int, int]:
-        """Cells of the LiDAR's raster along x and y, and its height slices (without the two outer ones)."""
-        x, y, z = self.grid.shape
-        return x + 2 * self.margin, y + 2 * self.margin, z
-
-    @property
-    def raster_lower(self) -> tuple[float, float, float]:
-        """The outer corner of the raster, metres."""
-        (x, y, z), size = self.grid.lower, self.grid.voxel_size
-        return x - self.margin * size[0], y - self.margin * size[1], z
+    def full_shape(self) -> tuple[int, int]:
+        """Cells along x and y at full resolution, margin included."""
+        x, y, _ = self.grid.shape
+        return x + 2 * self.margin, y + 2 * self.margin
 
     @property
     def bev_map(self) -> BevMap:
         """Cells of the fused map."""
-        (x, y, _), size = self.raster_lower, self.grid.voxel_size
+        (x, y), size = self.full_shape, self.grid.voxel_size
         return BevMap(
-            lower=(x, y),
+            lower=self.raster_lower[:2],
             cell_size=(MAP_STRIDE * size[0], MAP_STRIDE * size[1]),
-            shape=(self.raster_shape[0] // MAP_STRIDE, self.raster_shape[1] // MAP_STRIDE),
+            shape=(x // MAP_STRIDE, y // MAP_STRIDE),
         )
+
+    @property
+    def raster_shape(self) -> tuple[int, int, int]:
+        """Cells of the LiDAR's raster along x and y, and its height slices (without the two outer ones)."""
+        x, y = self.full_shape
+        return x * self.raster_scale, y * self.raster_scale, self.grid.shape[2]
+
+    @property
+    def raster_lower(self) -> tuple[float, float, float]:
+        """The outer corner of all maps, and the bottom of the lowest slice, metres."""
+        (x, y, z), size = self.grid.lower, self.grid.voxel_size
+        return x - self.margin * size[0], y - self.margin * size[1], z
+
+    @property
+    def raster_cell(self) -> tuple[float, float, float]:
+        """Edges of a cell of the raster and height of its slices, metres."""
+        x, y, z = self.grid.voxel_size
+        return x / self.raster_scale, y / self.raster_scale, z
 
 
 def _fitting_margin(count: int, margin: int, stride: int) -> int | str:
@@ -143,9 +170,15 @@ class FlashFusion(OccupancyNetwork):
         )
         lifted = len(config.lift_heights) * config.context_channels
         self.camera_map = nn.Conv2d(lifted + 1, config.camera_channels, 1)
-        self.raster = LidarRaster(config.raster_lower, config.grid.voxel_size, config.raster_shape)
+        self.camera_blocks = nn.Sequential(*(BasicBlock2d(config.camera_channels) for _ in range(config.camera_blocks)))
+        self.raster = LidarRaster(config.raster_lower, config.raster_cell, config.raster_shape)
         self.lidar_map = LidarBevNet(
-            self.raster.channels, config.lidar_channels, config.skip_channels, config.lidar_blocks
+            self.raster.channels,
+            scale=config.raster_scale,
+            skip_channels=config.skip_channels,
+            skip_blocks=config.skip_blocks,
+            channels=config.lidar_channels,
+            blocks=config.lidar_blocks,
         )
         fused = config.bev.channels[0]
         self.fusion = GatedFusion((config.lidar_channels, config.camera_channels), fused)
@@ -186,7 +219,7 @@ class FlashFusion(OccupancyNetwork):
 
     def _lidar(self, batch: Batch, lidar_B: Tensor) -> tuple[Tensor, Tensor]:
         """The LiDAR's maps at half and at full resolution; zero in samples without."""
-        config, (x, y, _) = self.config, self.config.raster_shape
+        config, (x, y) = self.config, self.config.full_shape
         clouds = [cloud for cloud, present in zip(batch.points, lidar_B.tolist(), strict=True) if present]
         if clouds:
             skip_GCYX, lidar_GCyx = self.lidar_map(self.raster(clouds))
@@ -218,7 +251,7 @@ class FlashFusion(OccupancyNetwork):
         depth_MDhw = torch.where(hit_M1hw, measured_MDhw, depth_MDhw)
         lifted_BCyx = self.lift(seen.context_MChw, depth_MDhw, plan)
         joined = torch.cat([lifted_BCyx, covered_Byx[:, None]], dim=1)
-        camera_BCyx = self.camera_map(joined.contiguous(memory_format=torch.channels_last))
+        camera_BCyx = self.camera_blocks(self.camera_map(joined.contiguous(memory_format=torch.channels_last)))
         return camera_BCyx if len(depth_MDhw) else camera_BCyx + unused(self.pictures), covered_Byx
 
     def _measured_depth(self, batch: Batch, camera_BN: Tensor, lidar_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,10 +27,10 @@ def little_config(**changes) -> FlashFusionConfig:
         neck_channels=12,
         context_channels=8,
         lift_heights=(0.0, 1.0),
+        skip_channels=8,
         lidar_channels=8,
         camera_channels=8,
         bev=BevNetConfig(channels=(12, 16, 16), blocks=(1, 1, 1)),
-        skip_channels=8,
         head_channels=12,
         head_hidden_channels=24,
     )
