@@ -72,7 +72,7 @@ def decode(logits_BKXYZ: Tensor, confidence: bool) -> tuple[NDArray[np.uint8], N
     """Labels (X, Y, Z) of the first sample, and the probability of each label, 0..255, where asked for."""
     logits_KXYZ = logits_BKXYZ[0]
     # In the order in which the voxels lie in memory: networks give logits as views, most with the classes last.
-    order = sorted((1, 2, 3), key=lambda axis: -logits_KXYZ.stride(axis))
+    order = sorted((1, 2, 3), key=lambda axis: -logits_KXYZ.stride()[axis])
     back = [order.index(axis) for axis in (1, 2, 3)]
     logits_VK = logits_KXYZ.permute(*order, 0)
     highest_V, label_V = logits_VK.max(dim=-1)
