@@ -23,7 +23,7 @@ from fusionocc_core.checkpoints import (
     read_official,
 )
 from fusionocc_core.models.flashfusion import FlashFusion, FlashFusionConfig
-from fusionocc_core.models.flashfusion_presets import flashfusion_mini
+from fusionocc_core.models.flashfusion_presets import flashfusion_mini, flashfusion_r50
 from fusionocc_core.models.flashocc import FlashOcc, FlashOccConfig
 from fusionocc_core.models.flashocc_presets import (
     flashocc_m0,
@@ -46,6 +46,7 @@ from fusionocc_core.structures import UNTRAINED
 
 PRESETS: dict[str, Callable[[], NetworkConfig]] = {
     "flashfusion-mini": flashfusion_mini,
+    "flashfusion-r50": flashfusion_r50,
     "fusionocc-base": fusionocc_base,
     "fusionocc-tiny": fusionocc_tiny,
     "flashocc-m0": flashocc_m0,
