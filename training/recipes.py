@@ -201,6 +201,38 @@ def tiny_overfit() -> Recipe:
     )
 
 
+def flashfusion_r50() -> Recipe:
+    r"""The real-time network for a GPU on nuScenes with Occ3D labels, sensors dropped at random.
+
+    Paper: none; the network is ours (docs/flashfusion.md). Expected: not measured.
+    Start: fresh weights, or the ResNet-50 of an official BEVDet or FlashOcc file with --init-matching.
+
+        torchrun --nproc-per-node 8 training/train.py flashfusion_r50 --data data/nuscenes --out out/flashfusion_r50
+    """
+    return Recipe(
+        preset="flashfusion-r50",
+        model=flashfusion_presets.flashfusion_r50(),
+        data=DataConfig(
+            label_mask="camera",
+            sensor_dropout=SensorDropout(camera=0.05, pictures=0.15, lidar=0.15),
+        ),
+        loss=LossConfig(
+            cross_entropy=1.0,
+            lovasz=0.5,
+            depth=0.1,
+            segmentation=0.1,
+            class_weights=balancing_weights(OCC3D_VOXEL_COUNTS),
+        ),
+        train=TrainConfig(
+            batch=BatchConfig(total=32, per_process=4),
+            optimizer=OptimizerConfig(lr=2e-4, clip_norm=35.0),
+            schedule=ScheduleConfig(every="step", warmup_steps=500),
+            ema=EmaConfig(initial_updates=0),
+            precision="bf16",
+        ),
+    )
+
+
 def flashfusion_mini_simulated() -> Recipe:
     r"""The real-time network for a CPU on simulated streets, sensors dropped at random, measured with the camera mask.
 
