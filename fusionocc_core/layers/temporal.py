@@ -42,17 +42,18 @@ def matching_cells(
     depths, height, width, _ = samples_DHW3.shape
     b, n = now.intrinsics_BN33.shape[:2]
     to_now, to_earlier = now.image_aug_BN44, earlier.image_aug_BN44
-    points = samples_DHW3.reshape(1, 1, -1, 3) - to_now[:, :, None, :3, 3]
-    points = points @ torch.linalg.inv(to_now[..., :3, :3]).transpose(-1, -2)
-    rays = torch.cat([points[..., :2] * points[..., 2:], points[..., 2:]], dim=-1)
-    # The two poses nearly cancel: in float64, rounded when they have.
-    now2earlier = (torch.linalg.inv(earlier.cam2keyego_BN44.double()) @ now.cam2keyego_BN44.double()).float()
-    camera = now2earlier[..., :3, :3] @ torch.linalg.inv(now.intrinsics_BN33)
-    points = rays @ camera.transpose(-1, -2) + now2earlier[:, :, None, :3, 3]
-    behind = points[..., 2] < NEAREST_DEPTH
-    pixel = points @ earlier.intrinsics_BN33.transpose(-1, -2)
-    pixel = pixel[..., :2] / pixel[..., 2:].where(~behind[..., None], 1.0)
-    pixel = pixel @ to_earlier[..., :2, :2].transpose(-1, -2) + to_earlier[:, :, None, :2, 3]
+    with torch.autocast(samples_DHW3.device.type, enabled=False):  # geometry is no place for bfloat16
+        points = samples_DHW3.reshape(1, 1, -1, 3) - to_now[:, :, None, :3, 3]
+        points = points @ torch.linalg.inv(to_now[..., :3, :3]).transpose(-1, -2)
+        rays = torch.cat([points[..., :2] * points[..., 2:], points[..., 2:]], dim=-1)
+        # The two poses nearly cancel: in float64, rounded when they have.
+        now2earlier = (torch.linalg.inv(earlier.cam2keyego_BN44.double()) @ now.cam2keyego_BN44.double()).float()
+        camera = now2earlier[..., :3, :3] @ torch.linalg.inv(now.intrinsics_BN33)
+        points = rays @ camera.transpose(-1, -2) + now2earlier[:, :, None, :3, 3]
+        behind = points[..., 2] < NEAREST_DEPTH
+        pixel = points @ earlier.intrinsics_BN33.transpose(-1, -2)
+        pixel = pixel[..., :2] / pixel[..., 2:].where(~behind[..., None], 1.0)
+        pixel = pixel @ to_earlier[..., :2, :2].transpose(-1, -2) + to_earlier[:, :, None, :2, 3]
     cells = _cells_of_pixels(pixel, image_size, (height, width), pixels)
     return cells.masked_fill(behind[..., None], FAR_OUTSIDE).view(b, n, depths, height, width, 2)
 

@@ -123,12 +123,13 @@ def frustum_points(samples_Dhw3: Tensor, cameras: Cameras) -> Tensor:
     """
     shape = samples_Dhw3.shape
     aug, pose, bev = cameras.image_aug_BN44, cameras.cam2keyego_BN44, cameras.bev_aug_B44[:, None]
-    pixels = samples_Dhw3.reshape(1, 1, -1, 3) - aug[:, :, None, :3, 3]
-    pixels = pixels @ torch.linalg.inv(aug[..., :3, :3]).transpose(-1, -2)
-    rays = torch.cat([pixels[..., :2] * pixels[..., 2:], pixels[..., 2:]], dim=-1)
-    camera = pose[..., :3, :3] @ torch.linalg.inv(cameras.intrinsics_BN33)
-    points = rays @ camera.transpose(-1, -2) + pose[:, :, None, :3, 3]
-    points = points @ bev[..., :3, :3].transpose(-1, -2) + bev[:, :, None, :3, 3]
+    with torch.autocast(samples_Dhw3.device.type, enabled=False):  # a product in bfloat16 is half a metre off
+        pixels = samples_Dhw3.reshape(1, 1, -1, 3) - aug[:, :, None, :3, 3]
+        pixels = pixels @ torch.linalg.inv(aug[..., :3, :3]).transpose(-1, -2)
+        rays = torch.cat([pixels[..., :2] * pixels[..., 2:], pixels[..., 2:]], dim=-1)
+        camera = pose[..., :3, :3] @ torch.linalg.inv(cameras.intrinsics_BN33)
+        points = rays @ camera.transpose(-1, -2) + pose[:, :, None, :3, 3]
+        points = points @ bev[..., :3, :3].transpose(-1, -2) + bev[:, :, None, :3, 3]
     return points.view(*points.shape[:2], *shape)
 
 

@@ -112,6 +112,15 @@ def test_points_behind_the_earlier_camera_are_far_outside():
     assert torch.isfinite(cells).all()
 
 
+def test_geometry_stays_in_float32_where_the_network_computes_in_bfloat16():
+    here, now, earlier = samples("cell_centers"), rig(0.0), rig(1.5)
+    points = frustum_points(here, now)
+    cells = matching_cells(here, now, earlier, image_size=(64, 160), pixels="cell_centers")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(frustum_points(here, now), points)
+        assert torch.equal(matching_cells(here, now, earlier, image_size=(64, 160), pixels="cell_centers"), cells)
+
+
 # cost volume
 
 
