@@ -172,6 +172,8 @@ def test_cost_volume_equals_its_definition(backend):
 def test_both_forms_agree(seed, b, groups, depths, height, width, mark):
     current, earlier, cells = example(seed, b, 4 * groups, depths, height, width)
     earlier = (earlier - 0.5).relu()  # half of it is exactly zero, as behind a ReLU
+    if mark == "zero_channel":  # on a cell's centre, rounding decides whether a neighbour counts a millionth or nothing
+        cells = cells.where((cells - cells.round()).abs() > 1e-3, cells + 0.01)
     one, other = (
         cost_volume(current, earlier, cells, out_of_view=mark, backend=backend)
         for backend in ("grid_sample", "embedding_bag")
