@@ -29,7 +29,8 @@ from fusionocc_core.losses import (
 from fusionocc_core.losses.centers import MOST_OBJECTS, peak_radius
 from fusionocc_core.models.flashocc import FlashOcc
 from fusionocc_core.models.panoptic import assign_instances, decode_instances, find_centers
-from fusionocc_core.structures import CenterOutputs, Occupancy, Outputs
+from fusionocc_core.predictor import Predictor
+from fusionocc_core.structures import CameraImage, CenterOutputs, Occupancy, Outputs, SensorFrame
 
 ID = {name: number for number, name in enumerate(OCC3D_LABELS.names)}
 GRID = VoxelGrid(frame="ego", lower=(-8.0, -6.0, -1.0), upper=(8.0, 6.0, 5.4), voxel_size=(0.5, 0.5, 0.4))
@@ -332,3 +333,20 @@ def test_answers_refuse_numbers_that_do_not_fit():
         Occupancy(
             labels=labels, instances=labels.astype(int), grid=SURROUNDOCC_GRID, label_set=OCC3D_LABELS, stamp_ns=0
         )
+
+
+@pytest.mark.parametrize("centers", [CenterHeadConfig(channels=8), None])
+def test_predictions_carry_numbers_where_the_network_finds_centers(centers):
+    """Of one camera, without LiDAR."""
+    torch.manual_seed(0)
+    model = FlashOcc(little_config(centers=centers))
+    eye = np.eye(4)
+    picture = np.random.RandomState(0).randint(0, 255, (90, 160, 3)).astype(np.uint8)
+    intrinsics = np.array([[80.0, 0.0, 80.0], [0.0, 80.0, 45.0], [0.0, 0.0, 1.0]])
+    camera = CameraImage(name="c", image=picture, intrinsics=intrinsics, cam2ego=eye, ego2global=eye, stamp_ns=0)
+    frame = SensorFrame(stamp_ns=0, ego2global=eye, cameras=(camera,), lidar=None)
+    occupancy = Predictor(model, device="cpu")(frame)
+    assert (occupancy.instances is None) == (centers is None)
+    if occupancy.instances is not None:
+        things = np.isin(occupancy.labels, [ID[name] for name in NUSCENES_THINGS])
+        assert not occupancy.instances[~things].any()
