@@ -281,39 +281,44 @@ def test_batch_that_does_not_fit_is_refused():
 
 
 def count_macs(model, batch):
-    """Multiplications of convolutions and linear layers in one forward pass."""
-    total = 0
+    """Multiplications of convolutions and linear layers in one forward pass, by part of the network."""
+    macs = dict.fromkeys(dict(model.named_children()), 0)
 
-    def add(module, inputs, output):
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            kernel = module.weight[0].numel()
-            total += output.shape[0] * output.shape[1] * output.shape[2] * output.shape[3] * kernel
-        else:
-            total += output.numel() * module.in_features
+    def count(part):
+        def add(module, inputs, output):
+            macs[part] += output.numel() * module.weight[0].numel()
 
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(add)
+        return add
+
+    for part, child in model.named_children():
+        for module in child.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.register_forward_hook(count(part))
     with torch.no_grad():
         model(batch)
-    return total
+    return macs
 
 
-def preset_batch(config):
-    height, width = config.inputs.image_size
-    batch = little_batch(samples=1, cameras=6)
-    images, depth = torch.randn(1, 1, 6, 3, height, width), torch.zeros(1, 6, height, width)
-    return replace(batch, images_BTNCHW=images, depth_BNHW=depth)
-
-
-@pytest.mark.parametrize(("preset", "gmacs", "millions"), [("flashfusion-mini", 9.0, 2.0)])
-def test_size_of_the_presets(preset, gmacs, millions):
+@pytest.mark.parametrize(
+    ("preset", "gmacs", "millions", "megabytes"),
+    [
+        ("flashfusion-mini", 9.36, 2.03, 15),
+        pytest.param("flashfusion-r50", 157, 35.1, 145, marks=pytest.mark.slow),
+    ],
+)
+def test_size_of_the_presets(preset, gmacs, millions, megabytes):
     config = preset_config(preset)
-    model = FlashFusion(config).eval()
-    assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.05)
-    assert count_macs(model, preset_batch(config)) / 1e9 == pytest.approx(gmacs, rel=0.05)
-    assert sum(tensor.nbytes for tensor in model.state_dict().values()) < 15e6
+    model, (height, width) = FlashFusion(config).eval(), config.inputs.image_size
+    batch = replace(
+        little_batch(samples=1, cameras=1),
+        images_BTNCHW=torch.randn(1, 1, 1, 3, height, width),
+        depth_BNHW=torch.zeros(1, 1, height, width),
+    )
+    macs = count_macs(model, batch)
+    six_cameras = sum(macs.values()) + 5 * macs["pictures"]
+    assert six_cameras / 1e9 == pytest.approx(gmacs, rel=0.02)
+    assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+    assert sum(tensor.nbytes for tensor in model.state_dict().values()) < megabytes * 1e6
 
 
 def test_learns_two_samples_by_heart():
@@ -327,10 +332,8 @@ def test_learns_two_samples_by_heart():
         labels[number, index[:, 0], index[:, 1], index[:, 2]] = (index[:, 2] * 2).byte()
     model = FlashFusion(little_config())
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    for _ in range(60):
-        loss = compute_losses(
-            model(batch), Targets(labels_BXYZ=labels), LossConfig(lovasz=1.0), model.config.label_set
-        ).total
+    for _ in range(40):
+        loss = compute_losses(model(batch), Targets(labels_BXYZ=labels), LossConfig(), model.config.label_set).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
