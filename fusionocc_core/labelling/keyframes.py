@@ -52,8 +52,8 @@ def label_keyframe(job: SceneJob, scene: Aggregate, position: int) -> KeyframeLa
         for holes in (ground_holes(semantics), wall_holes(semantics, seen_free)):
             semantics[holes.index] = holes.label
     observed = seen_free | (semantics != FREE)
-    mask = camera_mask(semantics != FREE, _cameras(job, position), scene2grid, grid)
-    return KeyframeLabels(semantics=semantics, mask_lidar=observed, mask_camera=mask & observed)
+    mask = camera_mask(semantics != FREE, observed, _cameras(job, position), scene2grid, grid)
+    return KeyframeLabels(semantics=semantics, mask_lidar=observed, mask_camera=mask)
 
 
 def _cells(job: SceneJob, scene: Aggregate, position: int, poses: list[Pose], scene2grid: NDArray[np.float64]) -> Cells:

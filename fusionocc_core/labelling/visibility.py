@@ -1,6 +1,6 @@
 """Which voxels the LiDAR and the cameras have observed.
 
-Legend: R rays, H W height and width of a picture in pixels.
+Legend: R rays, P points.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionocc_core.data.nuscenes_tables import SensorRecord
-from fusionocc_core.geometry import apply
+from fusionocc_core.geometry import apply, inverse, project
 from fusionocc_core.grids import VoxelGrid
 from fusionocc_core.labelling.aggregate import Pulses
 from fusionocc_core.metrics.rays import Rays, crossed_voxels
 
-RAYS_PER_VOXEL = 2.0
-"""Camera rays are so dense that the farthest voxel of the grid, seen square on, gets this many a side."""
+_DIAGONAL = 1.75
+"""Rays to a voxel's face go on by this, voxels: to behind its farthest corner."""
+_NEAREST = 0.1
+"""Nothing nearer to a camera is in its picture, metres."""
 _INSIDE = 1e-4
 """Rays begin so far inside the grid's faces, voxels."""
 
@@ -35,6 +37,8 @@ def clipped(
     lower, size = np.asarray(grid.lower), np.asarray(grid.voxel_size)
     begin = (start.astype(np.float64) - lower) / size
     along = (end.astype(np.float64) - lower) / size - begin
+    if not len(begin):
+        return Rays(start=begin, direction=along), np.zeros(0), np.zeros(0, np.intp)
     with np.errstate(divide="ignore", invalid="ignore"):
         faces = (np.stack([np.full(3, _INSIDE), np.asarray(grid.shape) - _INSIDE])[:, None] - begin) / along
     # A ray along a face has 0 / 0 there: whether it lies between the two is decided by where it begins.
@@ -58,40 +62,51 @@ def crossed_by(pulses: Pulses, scene2grid: NDArray[np.float64], grid: VoxelGrid)
 
 
 def camera_mask(
-    occupied: NDArray[np.bool_], cameras: Sequence[SensorRecord], scene2grid: NDArray[np.float64], grid: VoxelGrid
+    occupied: NDArray[np.bool_],
+    candidates: NDArray[np.bool_],
+    cameras: Sequence[SensorRecord],
+    scene2grid: NDArray[np.float64],
+    grid: VoxelGrid,
 ) -> NDArray[np.bool_]:
-    """Voxels (X, Y, Z) on the way of a ray from a camera through its picture, up to the first occupied one, inclusive.
+    """Those of the candidate voxels (X, Y, Z) that lie on a camera's ray, up to the first occupied one, inclusive.
+
+    Rays are aimed at the middle of the three faces of every candidate that are turned to the camera, where these lie in
+    its picture. A raster of pixels would miss far ground: at 30 m two rows of a 900-row picture are half a metre apart.
+    Rays to the centres of voxels would never reach it: they end in the ground before.
 
     Args:
         occupied: (X, Y, Z).
+        candidates: (X, Y, Z).
         cameras: records with intrinsics, picture size, and ``ego2global`` relative to the scene frame, each at its own
             stamp.
         scene2grid: (4, 4).
         grid: the voxels.
     """
     seen = np.zeros(grid.shape, bool)
-    reach = float(np.linalg.norm(np.asarray(grid.upper) - np.asarray(grid.lower)))
     for camera in cameras:
         cam2grid = scene2grid @ camera.ego2global @ camera.sensor2ego
-        directions = pixel_directions(camera, grid) @ cam2grid[:3, :3].T
-        eye = np.broadcast_to(cam2grid[:3, 3], directions.shape)
-        rays, length, _ = clipped(eye, eye + reach * directions, grid)
-        seen |= crossed_voxels(occupied, rays, length)
-    return seen
+        for axis in (2, 0, 1):
+            faces = facing_middles(candidates & ~seen, cam2grid[:3, 3], axis, grid)
+            faces = faces[in_picture(apply(inverse(cam2grid), faces), camera)]
+            eye = np.broadcast_to(cam2grid[:3, 3], faces.shape)
+            away = np.linalg.norm(faces - eye, axis=1, keepdims=True)
+            beyond = faces + (faces - eye) * (_DIAGONAL * max(grid.voxel_size) / away)
+            rays, length, _ = clipped(eye, beyond, grid)
+            seen |= crossed_voxels(occupied, rays, length)
+    return seen & candidates
 
 
-def pixel_directions(camera: SensorRecord, grid: VoxelGrid) -> NDArray[np.float64]:
-    """Unit directions (R, 3) in the camera's axes, through a raster of the picture that reaches its edges."""
+def facing_middles(
+    voxels: NDArray[np.bool_], eye: NDArray[np.float64], axis: int, grid: VoxelGrid
+) -> NDArray[np.float64]:
+    """The middle (P, 3) of that face, of the two across ``axis``, that is nearer to the eye; a little inside of it."""
+    middles = grid.centers(np.argwhere(voxels))
+    middles[:, axis] += np.sign(eye[axis] - middles[:, axis]) * (0.5 - _INSIDE) * grid.voxel_size[axis]
+    return middles
+
+
+def in_picture(points_cam: NDArray[np.float64], camera: SensorRecord) -> NDArray[np.bool_]:
+    """Which points (P, 3) in the camera's axes lie in its picture."""
     assert camera.intrinsics is not None, "Tables.record gives every camera its intrinsics"
-    farthest = float(np.hypot(*np.abs([grid.lower, grid.upper]).max(axis=0)[:2]))
-    counts = []
-    for axis, length in enumerate((camera.width, camera.height)):
-        pixels = camera.intrinsics[axis, axis] * min(grid.voxel_size) / farthest / RAYS_PER_VOXEL
-        counts.append(max(2, min(length, int(np.ceil(length / pixels)))))
-    u, v = (
-        (np.arange(count) + 0.5) * length / count
-        for count, length in zip(counts, (camera.width, camera.height), strict=True)
-    )
-    pixel = np.stack([*np.meshgrid(u, v), np.ones((len(v), len(u)))], axis=-1).reshape(-1, 3)
-    out = pixel @ np.linalg.inv(camera.intrinsics).T
-    return np.asarray(out / np.linalg.norm(out, axis=1, keepdims=True))
+    u, v, depth = project(camera.intrinsics, points_cam).T
+    return np.asarray((depth > _NEAREST) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height))
