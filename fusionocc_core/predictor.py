@@ -13,7 +13,7 @@ from torch import Tensor
 from fusionocc_core.data.pipeline import prepare
 from fusionocc_core.grids import LabelSet, VoxelGrid
 from fusionocc_core.models.panoptic import decode_instances
-from fusionocc_core.structures import Batch, InputConfig, Occupancy, Outputs, SensorFrame, Timings
+from fusionocc_core.structures import Batch, InputConfig, LabelOutputs, Occupancy, Outputs, SensorFrame, Timings
 
 
 class ModelConfig(Protocol):
@@ -37,13 +37,13 @@ class ModelCard(Protocol):
 
 
 class OccupancyModel(Protocol):
-    """A network as load_model returns it."""
+    """A network as load_model returns it, or an exported one as load_exported does."""
 
     @property
     def config(self) -> ModelConfig: ...  # noqa: D102
     @property
     def card(self) -> ModelCard: ...  # noqa: D102
-    def __call__(self, batch: Batch) -> Outputs: ...  # noqa: D102
+    def __call__(self, batch: Batch) -> Outputs | LabelOutputs: ...  # noqa: D102
     def to(self, device: torch.device) -> OccupancyModel: ...  # noqa: D102
     def eval(self) -> OccupancyModel: ...  # noqa: D102
 
@@ -84,7 +84,26 @@ def decode(logits_BKXYZ: Tensor, confidence: bool) -> tuple[NDArray[np.uint8], N
     return labels, (probability_V * 255).round().to(torch.uint8).permute(back).contiguous().cpu().numpy()
 
 
-def hide_unobserved(outputs: Outputs, label_set: LabelSet, *arrays: NDArray[np.uint8] | None) -> None:
+def read_labels(
+    outputs: Outputs | LabelOutputs, confidence: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """As ``decode``, of whichever kind of outputs.
+
+    Raises:
+        ValueError: the confidence is asked for and the network was exported without.
+    """
+    if isinstance(outputs, Outputs):
+        return decode(outputs.logits_BKXYZ, confidence)
+    if not confidence:
+        return outputs.labels_BXYZ[0].cpu().numpy(), None
+    if outputs.confidence_BXYZ is None:
+        raise ValueError(
+            "the exported network gives no confidence: export it with --confidence, or ask for labels alone"
+        )
+    return outputs.labels_BXYZ[0].cpu().numpy(), outputs.confidence_BXYZ[0].cpu().numpy()
+
+
+def hide_unobserved(outputs: Outputs | LabelOutputs, label_set: LabelSet, *arrays: NDArray[np.uint8] | None) -> None:
     """Overwrite labels and confidence of the first sample where no sensor was present: unknown, not free."""
     if outputs.observed_B is None or bool(outputs.observed_B[0]):
         return
@@ -100,7 +119,7 @@ class Predictor:
     from ``seed``.
 
     Args:
-        model: a network from load_model.
+        model: a network from load_model, or an exported one from load_exported.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         confidence: also return the probability of each voxel's label.
         seed: of the random draws at inference.
@@ -128,9 +147,9 @@ class Predictor:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         computed = time.perf_counter()
-        labels, confidence = decode(outputs.logits_BKXYZ, self.confidence)
+        labels, confidence = read_labels(outputs, self.confidence)
         hide_unobserved(outputs, config.label_set, labels, confidence)
-        centers = outputs.centers
+        centers = outputs.centers if isinstance(outputs, Outputs) else None
         instances = None if centers is None else decode_instances(centers, labels, config.grid)
         return Occupancy(
             labels=labels,

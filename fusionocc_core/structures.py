@@ -281,6 +281,18 @@ class Outputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelOutputs:
+    """What an exported network gives back: it decodes its scores itself."""
+
+    labels_BXYZ: Tensor
+    """uint8 class ids, public axis order."""
+    confidence_BXYZ: Tensor | None = None
+    """uint8 probability of the label, 0..255; None where it was exported without."""
+    observed_B: Tensor | None = None
+    """As in Outputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timings:
     """Where the time of one prediction went, seconds."""
 

@@ -22,7 +22,7 @@ from fusionocc_core.engine.trainer import PRECISIONS
 from fusionocc_core.grids import LabelSet, VoxelGrid
 from fusionocc_core.metrics import OccupancyReport, OccupancyScore, OccupancyTruth
 from fusionocc_core.metrics.rays import ray_origins
-from fusionocc_core.predictor import decode
+from fusionocc_core.predictor import read_labels
 from fusionocc_core.structures import Batch, InputConfig, Occupancy
 
 Item = TypeVar("Item", covariant=True)
@@ -149,7 +149,7 @@ def evaluate(
         for one in load_in_workers(labelled, mine, workers):
             with torch.no_grad(), torch.autocast(world.device.type, dtype=dtype, enabled=dtype is not None):
                 outputs = model(one.batch.to(world.device))
-            labels, _ = decode(outputs.logits_BKXYZ, confidence=False)
+            labels, _ = read_labels(outputs, confidence=False)
             prediction = Occupancy(
                 labels=labels, grid=labelled.grid, label_set=labelled.label_set, stamp_ns=one.stamp_ns
             )

@@ -17,7 +17,7 @@ from fusionocc_core.engine.robustness.delay import note_of
 from fusionocc_core.engine.robustness.scene_files import Inapplicable, SceneFiles
 from fusionocc_core.engine.trainer import PRECISIONS
 from fusionocc_core.metrics import OccupancyReport, OccupancyScore, OccupancyTruth
-from fusionocc_core.predictor import OccupancyModel, decode
+from fusionocc_core.predictor import OccupancyModel, read_labels
 from fusionocc_core.structures import Batch, Occupancy, SensorFrame
 
 _AHEAD = 2
@@ -206,6 +206,6 @@ def _predict(model: OccupancyModel, made: _Made, device: torch.device, precision
         return None
     tally.really_older += made.really_older
     tally.files += made.files
-    labels, _ = decode(outputs.logits_BKXYZ, confidence=False)
+    labels, _ = read_labels(outputs, confidence=False)
     config = model.config
     return Occupancy(labels=labels, grid=config.grid, label_set=config.label_set, stamp_ns=frame.stamp_ns)

@@ -1,0 +1,277 @@
+"""FlashFusion as a graph of fixed shapes, and what is computed outside of it.
+
+Inside: everything that has weights, the lift, the argmax. Outside: preparation, the LiDAR's raster, and where each cell
+of the map lies in the pictures, which depends on the calibration alone and is kept while that does not change.
+
+Legend: N cameras, C channels, D depth bins, S channels of the raster, P points of the lift (cells times heights),
+R rows (pairs of a point and a camera that sees it), K cameras that see a point, 4 the feature cells around a pixel,
+H W picture, h w feature map, X Y cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusionocc_core.export.graph import Kept, Layout, check_cameras, labels_of, names_of, padded, take, tensors_of
+from fusionocc_core.layers.pull_lift import PullLift, ray_channels
+from fusionocc_core.layers.view_transform import Cameras, calibration_key, cameras_at, measured_depth_bins
+from fusionocc_core.models.flashfusion import FlashFusion, FlashFusionConfig, only_present
+from fusionocc_core.ops.pull_lift import PullPlan
+from fusionocc_core.ops.raster import rasterize
+from fusionocc_core.structures import Batch, cameras_present, lidar_present
+
+HEADROOM = 1.1
+"""Rows of a graph over those of the calibrations it was exported with, so that a rig may be calibrated anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiftTables:
+    """What the graph is told about a calibration."""
+
+    rays_NRhw: Tensor
+    """float32, see layers.pull_lift.ray_channels."""
+    cell_R4: Tensor
+    """int32: feature cells (N * h * w) around the pixel."""
+    near_R4: Tensor
+    """int32: the probability (N * h * w * D) of the depth bin in front of the point, in each of the cells."""
+    far_R4: Tensor
+    """int32: of the bin behind it."""
+    near_share_R4: Tensor
+    """float32: bilinear weight of the cell times that of the bin; zero outside the picture or the bins."""
+    far_share_R4: Tensor
+    camera_R: Tensor
+    """int32: the camera of the row; N for rows that are not used."""
+    row_PK: Tensor
+    """int32: the rows of a point; R for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlashFusionInputs:
+    """What the graph takes, of one sample."""
+
+    images_NCHW: Tensor
+    """float32, normalised."""
+    measured_Nhw: Tensor
+    """int32: 1 + the depth bin of the nearest LiDAR point of each feature cell; 0 for none."""
+    raster_1SYX: Tensor
+    """float32, see ops.raster.rasterize."""
+    camera_present_N: Tensor
+    """float32, 1 or 0; what absent cameras hold means nothing."""
+    lidar_present_1: Tensor
+    """float32, 1 or 0; likewise for the raster and ``measured_Nhw``."""
+    rays_NRhw: Tensor
+    cell_R4: Tensor
+    near_R4: Tensor
+    far_R4: Tensor
+    near_share_R4: Tensor
+    far_share_R4: Tensor
+    camera_R: Tensor
+    row_PK: Tensor
+
+
+class FlashFusionFeed:
+    """A Batch to FlashFusionInputs.
+
+    Args:
+        config: the network's.
+        layout: the graph's.
+    """
+
+    names = names_of(FlashFusionInputs)
+
+    def __init__(self, config: FlashFusionConfig, layout: Layout) -> None:
+        self.config, self.layout = config, layout
+        self._lift = lift_of(config)
+        self._tables: Kept[LiftTables] = Kept()
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The tensors in the order of ``names``.
+
+        Raises:
+            ValueError: more cameras than the graph has, or a calibration whose pictures overlap more than it can take.
+        """
+        check_cameras(batch, self.layout, fewer=True)
+        count, config = self.layout.cameras, self.config
+        camera_BN, lidar_B = cameras_present(batch), lidar_present(batch)
+        cameras = only_present(cameras_at(batch, 0), camera_BN)
+        key = (*calibration_key(cameras), camera_BN.cpu().numpy().tobytes())
+        tables = self._tables.get(key, lambda: self.tables(cameras, camera_BN))
+        cloud = batch.points[0] if bool(lidar_B[0]) else batch.points[0].new_zeros(0, 4)
+        bins_BNhw = measured_depth_bins(batch.depth_BNHW, config.depth_bins, config.feature_stride)
+        return tensors_of(
+            FlashFusionInputs(
+                images_NCHW=padded(batch.images_BTNCHW[0, 0], count),
+                measured_Nhw=padded(bins_BNhw[0], count).int(),
+                raster_1SYX=rasterize([cloud], config.raster_lower, config.grid.voxel_size, config.raster_shape),
+                camera_present_N=padded(camera_BN[0].float(), count),
+                lidar_present_1=lidar_B.float(),
+                **{name: getattr(tables, name) for name in names_of(LiftTables)},
+            )
+        )
+
+    def tables(self, cameras: Cameras, camera_BN: Tensor) -> LiftTables:
+        """What depends on the calibration.
+
+        Raises:
+            ValueError: the pictures overlap more than the graph can take.
+        """
+        plan = self._lift.plan(cameras, camera_BN)
+        rays_NRhw = ray_channels(cameras, self.config.inputs.image_size, self.config.feature_stride)[0]
+        self._check_room(plan)
+        cell_Q4, share_Q4 = self._cells(plan, camera_BN)
+        bins, rows = self.config.depth_bins.num, self.layout.rows
+        bin_Q1 = plan.depth_bin_Q.floor()[:, None]
+        between_Q1 = plan.depth_bin_Q[:, None] - bin_Q1
+        near_Q1 = bin_Q1.long()
+        index = {name: cell_Q4 * bins + (near_Q1 + i).clamp(0, bins - 1) for i, name in enumerate(("near", "far"))}
+        inside = {name: (near_Q1 + i >= 0) & (near_Q1 + i < bins) for i, name in enumerate(("near", "far"))}
+        return LiftTables(
+            rays_NRhw=padded(rays_NRhw, self.layout.cameras),
+            cell_R4=padded(cell_Q4, rows).int(),
+            near_R4=padded(index["near"], rows).int(),
+            far_R4=padded(index["far"], rows).int(),
+            near_share_R4=padded(share_Q4 * (1 - between_Q1) * inside["near"], rows),
+            far_share_R4=padded(share_Q4 * between_Q1 * inside["far"], rows),
+            camera_R=F.pad(_camera(plan, camera_BN), (0, rows - len(cell_Q4)), value=self.layout.cameras).int(),
+            row_PK=_rows_of_points(plan, self.layout).int(),
+        )
+
+    def _check_room(self, plan: PullPlan) -> None:
+        rows, overlap = len(plan.point_Q), overlap_of(plan)
+        if rows > self.layout.rows or overlap > self.layout.overlap:
+            raise ValueError(
+                f"with this calibration {overlap} cameras see the same point and {rows} pairs of point and camera have "
+                f"to be looked up; the graph was exported for {self.layout.overlap} and {self.layout.rows}: export "
+                "again with data of this rig"
+            )
+
+    def _cells(self, plan: PullPlan, camera_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Index of the four feature cells around each pixel and their bilinear weights, zero outside the picture."""
+        h, w = (edge // self.config.feature_stride for edge in self.config.inputs.image_size)
+        corner_Q2 = plan.uv_Q2.floor()
+        part_Q2 = plan.uv_Q2 - corner_Q2
+        step_42 = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=corner_Q2.device)
+        u_Q4, v_Q4 = (corner_Q2.long()[:, None] + step_42).unbind(dim=2)
+        share_Q4 = torch.where(step_42.bool(), part_Q2[:, None], 1 - part_Q2[:, None]).prod(dim=2)
+        inside_Q4 = (u_Q4 >= 0) & (u_Q4 < w) & (v_Q4 >= 0) & (v_Q4 < h)
+        row_Q4 = _camera(plan, camera_BN)[:, None] * h + v_Q4.clamp(0, h - 1)
+        return row_Q4 * w + u_Q4.clamp(0, w - 1), share_Q4 * inside_Q4
+
+
+class FlashFusionGraph(nn.Module):
+    """FlashFusion on FlashFusionInputs: the same answer as the network's, absent sensors included."""
+
+    def __init__(self, network: FlashFusion, layout: Layout) -> None:
+        super().__init__()
+        self.network, self.layout = network, layout
+        self.lift = lift_of(network.config)
+
+    def forward(
+        self,
+        images_NCHW: Tensor,
+        measured_Nhw: Tensor,
+        raster_1SYX: Tensor,
+        camera_present_N: Tensor,
+        lidar_present_1: Tensor,
+        rays_NRhw: Tensor,
+        cell_R4: Tensor,
+        near_R4: Tensor,
+        far_R4: Tensor,
+        near_share_R4: Tensor,
+        far_share_R4: Tensor,
+        camera_R: Tensor,
+        row_PK: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """See FlashFusionInputs; labels (1, X, Y, Z) uint8, and their confidence where the layout has it."""
+        network, lidar = self.network, lidar_present_1.view(1, 1, 1, 1) > 0
+        raster_1SYX = torch.where(lidar, raster_1SYX, 0.0)
+        skip_BCYX, lidar_BCyx = (torch.where(lidar, x, 0.0) for x in network.lidar_map(raster_1SYX))
+        seen = network.pictures(torch.where(camera_present_N.view(-1, 1, 1, 1) > 0, images_NCHW, 0.0), rays_NRhw)
+        depth_NDhw = self._depth(seen.depth_logits_MDhw, torch.where(lidar_present_1 > 0, measured_Nhw, 0))
+        share_R4 = take(depth_NDhw.permute(0, 2, 3, 1).reshape(-1, 1), near_R4)[..., 0] * near_share_R4
+        share_R4 = share_R4 + take(depth_NDhw.permute(0, 2, 3, 1).reshape(-1, 1), far_R4)[..., 0] * far_share_R4
+        rows_RC = self._rows(seen.context_MChw, cell_R4, share_R4)
+        present_R = take(F.pad(camera_present_N, (0, 1))[:, None], camera_R)
+        lifted_PC, seen_P1 = self._points(rows_RC, present_R, row_PK)
+        camera_BCyx, covered_B1yx = self._from_above(lifted_PC, seen_P1)
+        here = [lidar.expand_as(lidar_BCyx[:, :1]), covered_B1yx > 0]
+        fused_BCyx = network.fusion([lidar_BCyx, camera_BCyx], here)
+        logits_BKXYZ = network.head(network.bev(fused_BCyx), skip_BCYX, network.config.margin)
+        return tuple(labels_of(logits_BKXYZ, self.layout.confidence))
+
+    def _depth(self, logits_NDhw: Tensor, measured_Nhw: Tensor) -> Tensor:
+        """The measured depth where there is one, else the predicted distribution."""
+        bins_D11 = torch.arange(1, logits_NDhw.shape[1] + 1, dtype=torch.int32)[:, None, None]
+        one_hot_NDhw = (measured_Nhw[:, None] == bins_D11).to(logits_NDhw.dtype)
+        return torch.where(measured_Nhw[:, None] > 0, one_hot_NDhw, logits_NDhw.softmax(dim=1))
+
+    def _rows(self, context_NChw: Tensor, cell_R4: Tensor, share_R4: Tensor) -> Tensor:
+        table_IC = context_NChw.permute(0, 2, 3, 1).flatten(0, 2)
+        rows_RC = take(table_IC, cell_R4[:, 0]) * share_R4[:, :1]
+        for i in range(1, 4):
+            rows_RC = rows_RC + take(table_IC, cell_R4[:, i]) * share_R4[:, i : i + 1]
+        return rows_RC
+
+    def _points(self, rows_RC: Tensor, present_R1: Tensor, row_PK: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean over the present cameras that see a point, and how many these are."""
+        rows_RC = F.pad(rows_RC * present_R1, (0, 0, 0, 1))
+        present_R1 = F.pad(present_R1, (0, 0, 0, 1))
+        count_P1, sum_PC = (take(table, row_PK[:, 0]) for table in (present_R1, rows_RC))
+        for k in range(1, row_PK.shape[1]):
+            count_P1, sum_PC = count_P1 + take(present_R1, row_PK[:, k]), sum_PC + take(rows_RC, row_PK[:, k])
+        return sum_PC / count_P1.clamp(min=1.0), count_P1
+
+    def _from_above(self, lifted_PC: Tensor, seen_P1: Tensor) -> tuple[Tensor, Tensor]:
+        """The pictures' map, and how much of each cell's height a present camera sees (1, 1, y, x)."""
+        (x, y), heights = self.lift.bev.shape, len(self.lift.heights)
+        lifted_BCyx = lifted_PC.view(1, y, x, -1).permute(0, 3, 1, 2)
+        covered_B1yx = (seen_P1 > 0).to(lifted_PC.dtype).view(1, y, x, heights).mean(dim=3)[:, None]
+        return self.network.camera_map(torch.cat([lifted_BCyx, covered_B1yx], dim=1)), covered_B1yx
+
+
+def lift_of(config: FlashFusionConfig) -> PullLift:
+    """The lift of a network, which has no weights."""
+    lift = PullLift(
+        bev=config.bev_map,
+        heights=config.lift_heights,
+        bins=config.depth_bins,
+        image_size=config.inputs.image_size,
+        stride=config.feature_stride,
+    )
+    return lift.eval()
+
+
+def overlap_of(plan: PullPlan) -> int:
+    """Most cameras that see one point."""
+    return int(torch.bincount(plan.point_Q).max()) if len(plan.point_Q) else 0
+
+
+def flashfusion_layout(config: FlashFusionConfig, batches: Sequence[Batch], *, confidence: bool) -> Layout:
+    """Room for the calibrations of these batches, with HEADROOM."""
+    lift, rows, overlap, cameras = lift_of(config), 1, 1, 0
+    for batch in batches:
+        present_BN = cameras_present(batch)
+        plan = lift.plan(only_present(cameras_at(batch, 0), present_BN), present_BN)
+        rows, overlap = max(rows, len(plan.point_Q)), max(overlap, overlap_of(plan))
+        cameras = max(cameras, present_BN.shape[1])
+    return Layout(cameras=cameras, rows=int(rows * HEADROOM), overlap=overlap, confidence=confidence)
+
+
+def _camera(plan: PullPlan, camera_BN: Tensor) -> Tensor:
+    """The camera of each row as a place in the rig; the plan counts present ones alone."""
+    return camera_BN[0].nonzero()[:, 0][plan.camera_Q]
+
+
+def _rows_of_points(plan: PullPlan, layout: Layout) -> Tensor:
+    """(P, K): the plan's rows are sorted by point."""
+    seen_P = torch.bincount(plan.point_Q, minlength=plan.num_points)
+    number_Q = torch.arange(len(plan.point_Q), device=plan.point_Q.device)
+    turn_Q = number_Q - (seen_P.cumsum(0) - seen_P)[plan.point_Q]
+    row_PK = torch.full((plan.num_points, layout.overlap), layout.rows, device=plan.point_Q.device)
+    row_PK[plan.point_Q, turn_Q] = number_Q
+    return row_PK

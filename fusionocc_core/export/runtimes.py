@@ -1,0 +1,176 @@
+"""What runs a graph: ONNX Runtime, OpenVINO, TensorRT through ONNX Runtime, PyTorch. Each is imported at use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusionocc_core.export.artefact import Artefact
+
+RUNTIMES_OF = {
+    "onnx": ("onnx", "openvino"),
+    "openvino": ("openvino",),
+    "torch-export": ("torch-export",),
+    "tensorrt": ("tensorrt", "onnx"),
+}
+"""What an artefact was exported to, and what can run it; the first one does unless told otherwise."""
+
+RUNTIMES = ("auto", "torch", "onnx", "openvino", "torch-export", "tensorrt")
+"""What a user may ask for; "torch" is the network itself, not an artefact."""
+
+NEEDS = {"onnx": "onnxruntime", "tensorrt": "onnxruntime", "openvino": "openvino"}
+
+
+class Runtime(Protocol):
+    """Runs one graph."""
+
+    name: str
+    """For tables: program, version, device."""
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Sequence[NDArray[np.uint8]]:
+        """Inputs in the graph's order to its outputs."""
+
+
+def open_runtime(artefact: Artefact, runtime: str = "auto", *, threads: int | None = None) -> Runtime:
+    """Load an artefact's graph.
+
+    Args:
+        artefact: as read_artefact gives it.
+        runtime: one of RUNTIMES; "auto" is what the artefact was exported to.
+        threads: of the CPU; None: as many as PyTorch uses.
+
+    Raises:
+        ValueError: the artefact cannot be run by that.
+        ModuleNotFoundError: it is not installed.
+    """
+    possible = RUNTIMES_OF[artefact.target]
+    chosen = possible[0] if runtime == "auto" else runtime
+    if chosen not in possible:
+        raise ValueError(
+            f"runtime {runtime}: {artefact.folder} was exported to {artefact.target} and can be run by "
+            f"{' or '.join(possible)}; for {runtime} export with --to {runtime}"
+        )
+    require(chosen)
+    make: dict[str, Callable[[Artefact, int], Runtime]] = {
+        "onnx": OnnxRuntime,
+        "tensorrt": tensorrt_runtime,
+        "openvino": OpenVinoRuntime,
+        "torch-export": TorchExportRuntime,
+    }
+    return make[chosen](artefact, threads or torch.get_num_threads())
+
+
+def require(target: str, *packages: str) -> None:
+    """Check that what a target needs is installed.
+
+    Raises:
+        ModuleNotFoundError: it is not.
+    """
+    for package in (*([NEEDS[target]] if target in NEEDS else []), *packages):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"{target}: {package} is not installed: pip install 'fusionocc_ros[export]'")
+
+
+class OnnxRuntime:
+    """ONNX Runtime, on CUDA where its build has it, else on the CPU."""
+
+    def __init__(self, artefact: Artefact, threads: int, providers: Sequence[str] | None = None) -> None:
+        ort = import_module("onnxruntime")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Threads that wait sleep: on a machine with other work spinning costs more than waking up.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        if providers is None:
+            providers = [p for p in ("CUDAExecutionProvider",) if p in ort.get_available_providers()]
+        self._session = ort.InferenceSession(
+            str(artefact.graph), options, providers=[*providers, "CPUExecutionProvider"]
+        )
+        self._names = [spec.name for spec in artefact.inputs]
+        first = self._session.get_providers()[0].removesuffix("ExecutionProvider")
+        self.name = f"ONNX Runtime {ort.__version__} {first}"
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Sequence[NDArray[np.uint8]]:
+        """See Runtime."""
+        inputs = {name: array_of(tensor) for name, tensor in zip(self._names, tensors, strict=True)}
+        outputs: Sequence[NDArray[np.uint8]] = self._session.run(None, inputs)
+        return outputs
+
+
+def tensorrt_runtime(artefact: Artefact, threads: int) -> OnnxRuntime:
+    """TensorRT inside ONNX Runtime.
+
+    Raises:
+        ValueError: this build of ONNX Runtime has no TensorRT.
+    """
+    provider = "TensorrtExecutionProvider"
+    available = import_module("onnxruntime").get_available_providers()
+    if provider not in available:
+        raise ValueError(
+            f"runtime tensorrt: this ONNX Runtime has no TensorRT (it has {', '.join(available)}); build the engine "
+            f"with {artefact.folder}/trtexec.sh, install onnxruntime-gpu and TensorRT, or run the same graph with "
+            "runtime onnx"
+        )
+    return OnnxRuntime(artefact, threads, providers=[provider, "CUDAExecutionProvider"])
+
+
+class OpenVinoRuntime:
+    """OpenVINO on the CPU."""
+
+    def __init__(self, artefact: Artefact, threads: int) -> None:
+        openvino = import_module("openvino")
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": HINTS[artefact.precision],
+        }
+        compiled = openvino.Core().compile_model(str(artefact.graph), "CPU", settings)
+        self._request = compiled.create_infer_request()
+        self.name = f"OpenVINO {openvino.__version__.split('-')[0]} CPU"
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Sequence[NDArray[np.uint8]]:
+        """See Runtime."""
+        outputs = self._request.infer([array_of(tensor) for tensor in tensors], share_inputs=True)
+        return [np.asarray(outputs[k]) for k in range(len(outputs))]
+
+
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+"""OpenVINO computes in this whatever is not quantised."""
+
+
+class TorchExportRuntime:
+    """A graph of torch.export, in PyTorch."""
+
+    def __init__(self, artefact: Artefact, threads: int) -> None:
+        self._graph = torch.export.load(artefact.graph).module()
+        torch.set_num_threads(threads)
+        self.name = f"torch.export {torch.__version__}"
+
+    @torch.inference_mode()
+    def __call__(self, tensors: Sequence[Tensor]) -> Sequence[NDArray[np.uint8]]:
+        """See Runtime."""
+        return [array_of(output) for output in self._graph(*tensors)]
+
+
+def array_of(tensor: Tensor) -> NDArray[Any]:
+    """The tensor as an array in C order, on the CPU."""
+    array: NDArray[Any] = tensor.detach().cpu().contiguous().numpy()
+    return array
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of packages that are installed, and of PyTorch."""
+    return {"torch": torch.__version__, **{name: str(import_module(name).__version__) for name in packages}}
+
+
+def size_on_disk(files: Sequence[Path]) -> int:
+    """Bytes."""
+    return sum(path.stat().st_size for path in files)
