@@ -48,6 +48,9 @@ class DataConfig:
     label_mask: str = "none"
     """Labels of voxels that the "camera" or "lidar" did not observe become unknown, for every loss; "none" keeps all.
     (The mask of LossConfig, which the official recipe has, is that of the cross-entropy alone.)"""
+    unobserved_share: float = 0.0
+    """Share of the voxels outside ``label_mask`` that keep their label all the same, drawn anew for each sample. With
+    none, what a network says where nobody looks is left to chance, and most of a grid is such a place."""
     reduce: int = 1
     """Decode pictures at 1, 1/2, 1/4 or 1/8 of their size: quicker where the network's picture is small anyway."""
 
@@ -55,6 +58,8 @@ class DataConfig:
         """Refuse a mask that does not exist."""
         if self.label_mask not in MASKS:
             raise ValueError(f"DataConfig.label_mask={self.label_mask!r}: expected one of {MASKS}")
+        if not 0 <= self.unobserved_share <= 1:
+            raise ValueError(f"DataConfig.unobserved_share={self.unobserved_share}: expected a share from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +140,7 @@ class OccupancyExamples:
             bev_aug = draw_bev_aug(config, generator)
         batch = prepare(frame, needs.inputs, needs.grid, generator, image_augs=image_augs, bev_aug=bev_aug)
         truth = read_truth(self.frames, index, needs.grid, needs.label_set)
-        labels = bev_aug.move_volume(self._known(truth), truth.grid, outside=truth.label_set.unknown)
+        labels = bev_aug.move_volume(self._known(truth, generator), truth.grid, outside=truth.label_set.unknown)
         return batch, Targets(
             labels_BXYZ=_tensor(labels),
             mask_camera_BXYZ=_mask(truth.mask_camera, truth.grid, bev_aug),
@@ -147,11 +152,15 @@ class OccupancyExamples:
             centers=self._centers(index, bev_aug) if needs.center_classes else None,
         )
 
-    def _known(self, truth: OccupancyTruth) -> NDArray[np.uint8]:
+    def _known(self, truth: OccupancyTruth, generator: torch.Generator) -> NDArray[np.uint8]:
         mask = None if self.config.label_mask == "none" else truth.mask(self.config.label_mask)
         if mask is None and self.config.label_mask != "none":
             raise ValueError(f"DataConfig.label_mask={self.config.label_mask!r}: these labels have no such mask")
-        return truth.labels if mask is None else np.where(mask, truth.labels, np.uint8(truth.label_set.unknown))
+        if mask is None:
+            return truth.labels
+        if self.config.unobserved_share > 0:
+            mask = mask | (torch.rand(mask.shape, generator=generator).numpy() < self.config.unobserved_share)
+        return np.where(mask, truth.labels, np.uint8(truth.label_set.unknown))
 
     def _centers(self, index: int, bev_aug: BevAug) -> CenterTargets:
         needs = self.needs

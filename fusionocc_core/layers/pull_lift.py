@@ -113,15 +113,17 @@ def project(points_P3: Tensor, cameras: Cameras) -> Tensor:
 
     u and v of a point whose depth is not positive mean nothing.
     """
-    aug2cam_BN44 = torch.linalg.inv(cameras.bev_aug_B44[:, None] @ cameras.cam2keyego_BN44)
-    intrinsics_BN44 = torch.eye(4).to(aug2cam_BN44).repeat(*aug2cam_BN44.shape[:2], 1, 1)
-    intrinsics_BN44[..., :3, :3] = cameras.intrinsics_BN33
-    aug2pixel_BN44 = intrinsics_BN44 @ aug2cam_BN44
-    uvd_BNP3 = points_P3 @ aug2pixel_BN44[..., :3, :3].transpose(-1, -2) + aug2pixel_BN44[..., None, :3, 3]
-    depth_BNP1 = uvd_BNP3[..., 2:]
-    uvd_BNP3 = torch.cat([uvd_BNP3[..., :2] / depth_BNP1, depth_BNP1], dim=-1)
-    aug = cameras.image_aug_BN44
-    return uvd_BNP3 @ aug[..., :3, :3].transpose(-1, -2) + aug[..., None, :3, 3]
+    # Autocast would round metres and pixels to 8 bits.
+    with torch.autocast(points_P3.device.type, enabled=False):
+        aug2cam_BN44 = torch.linalg.inv(cameras.bev_aug_B44[:, None] @ cameras.cam2keyego_BN44)
+        intrinsics_BN44 = torch.eye(4).to(aug2cam_BN44).repeat(*aug2cam_BN44.shape[:2], 1, 1)
+        intrinsics_BN44[..., :3, :3] = cameras.intrinsics_BN33
+        aug2pixel_BN44 = intrinsics_BN44 @ aug2cam_BN44
+        uvd_BNP3 = points_P3 @ aug2pixel_BN44[..., :3, :3].transpose(-1, -2) + aug2pixel_BN44[..., None, :3, 3]
+        depth_BNP1 = uvd_BNP3[..., 2:]
+        uvd_BNP3 = torch.cat([uvd_BNP3[..., :2] / depth_BNP1, depth_BNP1], dim=-1)
+        aug = cameras.image_aug_BN44
+        return uvd_BNP3 @ aug[..., :3, :3].transpose(-1, -2) + aug[..., None, :3, 3]
 
 
 def ray_channels(cameras: Cameras, image_size: tuple[int, int], stride: int) -> Tensor:
@@ -138,8 +140,9 @@ def ray_channels(cameras: Cameras, image_size: tuple[int, int], stride: int) -> 
     pixels_hw3 = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1)
     aug_BN33 = cameras.image_aug_BN44[..., :3, :3].clone()
     aug_BN33[..., :2, 2] = cameras.image_aug_BN44[..., :2, 3]
-    rise_BN13 = cameras.cam2keyego_BN44[..., 2:3, :3] @ torch.linalg.inv(aug_BN33 @ cameras.intrinsics_BN33)
-    rise_BNhw = torch.einsum("hwi,bni->bnhw", pixels_hw3, rise_BN13[..., 0, :])
+    with torch.autocast(like.device.type, enabled=False):
+        rise_BN13 = cameras.cam2keyego_BN44[..., 2:3, :3] @ torch.linalg.inv(aug_BN33 @ cameras.intrinsics_BN33)
+        rise_BNhw = torch.einsum("hwi,bni->bnhw", pixels_hw3, rise_BN13[..., 0, :])
     camera_height = cameras.cam2keyego_BN44[..., 2, 3, None, None]
     nearness_BNhw = (-rise_BNhw / camera_height.clamp(min=0.1)).clamp(0, 1)
     scale = torch.linalg.det(cameras.image_aug_BN44[..., :2, :2]).abs().sqrt()

@@ -267,3 +267,20 @@ def test_samples_that_are_joined_keep_equally_many_cameras(frames):
 def test_chances_that_are_none(wrong):
     with pytest.raises(ValueError, match="SensorDropout"):
         SensorDropout(**wrong)
+
+
+def test_a_share_of_what_nobody_observed_keeps_its_label(frames):
+    whole = source(frames, small_plain()).examples([SampleKey(0, 1)]).targets.labels_BXYZ
+
+    def known(key, **data):
+        labels = source(frames, small_plain(), label_mask="camera", **data).examples([key]).targets.labels_BXYZ
+        assert torch.equal(labels[labels != 255], whole[labels != 255])
+        return labels != 255
+
+    observed, some = known(SampleKey(0, 1)), known(SampleKey(0, 1), unobserved_share=0.2)
+    assert some[observed].all()
+    assert abs(some[~observed].float().mean() - 0.2) < 0.02
+    assert torch.equal(some, known(SampleKey(0, 1), unobserved_share=0.2))
+    assert not torch.equal(some, known(SampleKey(1, 1), unobserved_share=0.2))
+    with pytest.raises(ValueError, match=r"unobserved_share=1\.5: expected a share from 0 to 1"):
+        DataConfig(unobserved_share=1.5)
