@@ -13,6 +13,7 @@ import argparse
 import logging
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,8 +160,9 @@ def held_against(args: argparse.Namespace, labelled: LabelledFrames, world: Worl
     from fusionocc_core.engine.baseline_scores import CACHE, NoBaselinesError, score_baselines, training_split_of
 
     console = Console(stderr=True, soft_wrap=True)
-    with console.status("baselines ...") as status:
-        try:
+    shown = console.status("baselines ...") if world.is_main and console.is_terminal else None
+    try:
+        with shown or nullcontext():
             return score_baselines(
                 labelled,
                 split=args.baseline_split or training_split_of(args.split),
@@ -168,14 +170,12 @@ def held_against(args: argparse.Namespace, labelled: LabelledFrames, world: Worl
                 cache=args.data / CACHE,
                 limit=args.limit,
                 workers=args.workers,
-                progress=(lambda what, done, of: status.update(f"{what}: keyframe {done} of {of}"))
-                if world.is_main
-                else None,
+                progress=(lambda what, done, of: shown.update(f"{what}: {done} of {of} keyframes")) if shown else None,
             )
-        except NoBaselinesError as error:
-            if world.is_main:
-                console.print(f"no baselines: {escape(str(error))}", highlight=False)
-            return None
+    except NoBaselinesError as error:
+        if world.is_main:
+            console.print(f"no baselines: {escape(str(error))}", highlight=False)
+        return None
 
 
 def setting_of(args: argparse.Namespace, model: Any, version: str, report: OccupancyReport) -> Setting:

@@ -8,6 +8,7 @@ import logging
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,36 +142,28 @@ def score_baselines(
         labelled: the keyframes of the evaluation; with or without rays.
         split: to fit on.
         world: the processes; every one must call this. The main one fits.
-        cache: folder for the fit and the counts, which are read instead of made again as long as nothing has changed.
+        cache: folder for the fit and the counts, used again as long as nothing has changed.
         limit: as in ``evaluate``.
         workers: processes of each that score.
         config: how much of the split is used.
-        progress: told of the keyframes of the main process.
+        progress: told of this process's keyframes.
 
     Raises:
         NoBaselinesError: the split is not on the disk, or shares scenes with the evaluation.
     """
     config = config or BaselineConfig()
     source = _open(labelled, split, config)
-    frames = labelled.frames
+    target = CloudsAndLabels(labelled.frames, labelled.grid, labelled.label_set, config.cloud_history)
     name = f"{source.frames.version} {split}"
-    target = CloudsAndLabels(frames, labelled.grid, labelled.label_set, config.cloud_history)
     fit_key = {
         **{"format": FORMAT, "name": name, "config": asdict(config), "data": source.fingerprint()},
         **{"grid": repr(labelled.grid), "label_set": repr(labelled.label_set)},
     }
     indices = spread(len(labelled), limit)
     key = {**fit_key, "evaluated": target.fingerprint(), "indices": list(indices), "rays": labelled.rays}
-
-    def fitted() -> Arrays:
-        tell = (lambda done, of: progress("fitting baselines", done, of)) if progress else None
-        has_lidar = source.frames.lidar is not None
-        return fit(
-            source, labelled.grid, labelled.label_set, config, name=name, lidar=has_lidar, progress=tell
-        ).arrays()
-
     counts = world.gather(_read(cache, "scores", key) if world.is_main else None)[0]
     if counts is None:
+        fitted = partial(_fit, source, config, name, progress)
         arrays = world.gather(_cached(cache, "fit", fit_key, fitted) if world.is_main else None)[0]
         baselines = Baselines.from_arrays(arrays, labelled.grid, labelled.label_set)
         counts = _count(labelled, baselines, target, indices, world, workers, progress)
@@ -180,6 +173,12 @@ def score_baselines(
     about = json.loads(str(counts["about"]))
     reports = {which: _report(labelled, vector) for which, vector in counts.items() if which != "about"}
     return BaselineScores(split=split, trained_on=about.pop("trained_on"), choices=about, reports=reports)
+
+
+def _fit(source: CloudsAndLabels, config: BaselineConfig, name: str, progress: Progress | None) -> Arrays:
+    tell = partial(progress, "fitting baselines") if progress else None
+    lidar = source.frames.lidar is not None
+    return fit(source, source.grid, source.label_set, config, name=name, lidar=lidar, progress=tell).arrays()
 
 
 def _open(labelled: LabelledFrames, split: str, config: BaselineConfig) -> CloudsAndLabels:
