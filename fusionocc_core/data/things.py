@@ -50,28 +50,29 @@ def things_of(boxes: Sequence[Box], label_set: LabelSet, classes: Sequence[str])
 
 
 def instance_labels(
-    labels_XYZ: NDArray[np.uint8], boxes: Sequence[Box], grid: VoxelGrid, label_set: LabelSet
+    labels_XYZ: NDArray[np.uint8],
+    boxes: Sequence[Box],
+    grid: VoxelGrid,
+    label_set: LabelSet,
+    classes: Sequence[str],
 ) -> NDArray[np.uint16]:
     """Numbers of the objects, from 1, for RayPQ: 1 + the box's position in ``boxes``; 0 where there is none.
 
     A voxel belongs to the last box of its class that holds its centre. Voxels in no box belong to the nearest box of
-    their class whose enlarged version holds them (Panoptic-FlashOcc). What remains, and what is no object, keeps 0.
+    their class whose enlarged version holds them (Panoptic-FlashOcc). What remains, and all other classes, keep 0.
 
     Args:
         labels_XYZ: the truth's classes.
         boxes: in the grid's frame.
         grid: of the labels.
         label_set: of the labels.
+        classes: names of the classes whose objects are told apart.
     """
     _check_labels(label_set)
     instances = np.zeros(labels_XYZ.shape, np.uint16)
-    by_class: dict[int, list[int]] = {}
-    for number, box in enumerate(boxes):
-        by_class.setdefault(LIDARSEG_TO_OCC3D.get(box.name, label_set.free), []).append(number)
-    for class_id, numbers in by_class.items():
-        if class_id == label_set.free:
-            continue
-        voxels_V3 = np.argwhere(labels_XYZ == class_id)
+    for name in classes:
+        numbers = [number for number, box in enumerate(boxes) if _class_name(box, label_set) == name]
+        voxels_V3 = np.argwhere(labels_XYZ == label_set.names.index(name))
         instances[tuple(voxels_V3.T)] = _claim(grid.centers(voxels_V3), boxes, numbers)
     return instances
 

@@ -322,7 +322,9 @@ def test_numbers_of_the_truth():
     for voxel in (inside, beside, far, (26, 12, 2)):
         labels[voxel] = ID["car"]
     labels[16, 20, 2] = ID["bus"]  # in the truck's box, but no truck
-    numbers = instance_labels(labels, boxes, GRID, OCC3D_LABELS)
+    boxes.append(box("movable_object.debris", (-6, -4, 0.2)))
+    labels[4, 4, 2] = ID["others"]  # in a box of its class, which has no objects
+    numbers = instance_labels(labels, boxes, GRID, OCC3D_LABELS, NUSCENES_THINGS)
     assert (numbers[inside], numbers[beside], numbers[far], numbers[26, 12, 2]) == (1, 1, 0, 2)
     assert np.count_nonzero(numbers) == 3
 
