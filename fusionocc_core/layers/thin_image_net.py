@@ -105,8 +105,10 @@ class PictureNet(nn.Module):
         num_classes: int,
     ) -> None:
         super().__init__()
-        thin = isinstance(backbone, ThinImageNetConfig)
-        self.backbone = ThinImageNet(backbone) if thin else make_image_backbone(backbone)
+        if isinstance(backbone, ThinImageNetConfig):
+            self.backbone: nn.Module = ThinImageNet(backbone)
+        else:
+            self.backbone = make_image_backbone(backbone)
         fine, coarse = backbone.out_channels
         self.lateral_fine = nn.Conv2d(fine, neck_channels, 1, bias=False)
         self.lateral_coarse = nn.Conv2d(coarse, neck_channels, 1, bias=False)

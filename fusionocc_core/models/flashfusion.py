@@ -10,7 +10,7 @@ bins, K classes, H W picture, h w feature map, Y X cells of the map (y x: at hal
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,11 @@ from fusionocc_core.layers.bev_fusion import (
     LidarRaster,
 )
 from fusionocc_core.layers.conv_blocks import BasicBlock2d
+from fusionocc_core.layers.presence import only_present, spread, unused
 from fusionocc_core.layers.pull_lift import BevMap, PullLift, ray_channels
+from fusionocc_core.layers.recurrent_bev import BevMemory, BevState, StreamLimits, StreamPose
 from fusionocc_core.layers.thin_image_net import PictureBackboneConfig, PictureFeatures, PictureNet, zero_last_norms
-from fusionocc_core.layers.view_transform import Cameras, cameras_at, measured_depth_bins
+from fusionocc_core.layers.view_transform import cameras_at, measured_depth_bins
 from fusionocc_core.models.network import OccupancyNetwork
 from fusionocc_core.structures import Batch, InputConfig, Outputs, cameras_present, lidar_present
 
@@ -74,6 +76,8 @@ class FlashFusionConfig:
     head_hidden_channels: int = 80
     free_prior: float = 0.9
     """Share of free voxels that fresh weights assume."""
+    memory: StreamLimits | None = None
+    """For ``FlashFusion.step``: remember the fused map from frame to frame; None has no weights for it."""
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
@@ -146,6 +150,20 @@ def _fitting_margin(count: int, margin: int, stride: int) -> int | str:
     return fitting[0] if fitting else "none (the number of voxels is odd)"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fused:
+    """What the network has in its middle."""
+
+    map_BCyx: Tensor
+    here_B1yx: Tensor
+    """Bool: cells where a present sensor looked."""
+    skip_BCYX: Tensor
+    """The LiDAR's channels at full resolution."""
+    depth_logits_BNDhw: Tensor
+    seg_logits_BNKhw: Tensor
+    observed_B: Tensor
+
+
 class FlashFusion(OccupancyNetwork):
     """Pictures and LiDAR points meet in a map seen from above, joined by gates; the height comes back in the head."""
 
@@ -182,6 +200,7 @@ class FlashFusion(OccupancyNetwork):
         )
         fused = config.bev.channels[0]
         self.fusion = GatedFusion((config.lidar_channels, config.camera_channels), fused)
+        self.memory = BevMemory(fused, config.bev_map, config.memory) if config.memory else None
         self.bev = BevNet(config.bev, fused, fused)
         self.head = HeightHead(
             fused,
@@ -203,18 +222,57 @@ class FlashFusion(OccupancyNetwork):
         Raises:
             ValueError: another number of frames or another picture size than configured.
         """
+        fused = self._fuse(batch)
+        if self.memory is not None:
+            fused = replace(fused, map_BCyx=fused.map_BCyx + unused(self.memory))
+        return self._answer(fused)
+
+    def step(self, batch: Batch, state: BevState | None, pose: StreamPose) -> tuple[Outputs, BevState]:
+        """As ``forward``, with what is remembered of each sample's stream: (inputs, state) to (outputs, state').
+
+        Without a state, and in cells and samples whose memory does not belong to the same drive (see StreamLimits) or
+        is not finite, the answer is that of ``forward`` to the bit. A sensor that drops out does not end a memory, but
+        a sample without any sensor is still called unobserved.
+
+        Args:
+            batch: as for ``forward``; one sample a stream.
+            state: what the previous call returned; None at the start, or to forget. It must be forgotten when the
+                calibration changes.
+            pose: when and where the samples were taken.
+
+        Raises:
+            ValueError: as ``forward``; or this network has no memory, or the state is of other streams.
+        """
+        if self.memory is None:
+            raise ValueError("FlashFusion.step: this network has no memory; build it with FlashFusionConfig.memory")
+        fused = self._fuse(batch)
+        map_BCyx, after = self.memory(fused.map_BCyx, fused.here_B1yx, state, pose, batch.bev_aug_B44)
+        return self._answer(replace(fused, map_BCyx=map_BCyx)), after
+
+    def _fuse(self, batch: Batch) -> Fused:
+        """Everything up to the fused map."""
         self._check(batch)
         camera_BN, lidar_B = cameras_present(batch), lidar_present(batch)
         lidar_BCyx, skip_BCYX = self._lidar(batch, lidar_B)
         seen = self._see(batch, camera_BN)
         camera_BCyx, covered_Byx = self._from_above(batch, seen, camera_BN, lidar_B)
         here = [lidar_B[:, None, None, None].expand_as(lidar_BCyx[:, :1]), covered_Byx[:, None] > 0]
-        fused_BCyx = self.fusion([lidar_BCyx, camera_BCyx], here)
-        return Outputs(
-            logits_BKXYZ=self.head(self.bev(fused_BCyx), skip_BCYX, self.config.margin),
+        return Fused(
+            map_BCyx=self.fusion([lidar_BCyx, camera_BCyx], here),
+            here_B1yx=here[0] | here[1],
+            skip_BCYX=skip_BCYX,
             depth_logits_BNDhw=spread(seen.depth_logits_MDhw, camera_BN),
             seg_logits_BNKhw=spread(seen.seg_logits_MKhw, camera_BN),
             observed_B=lidar_B | camera_BN.any(dim=1),
+        )
+
+    def _answer(self, fused: Fused) -> Outputs:
+        """Everything behind the fused map."""
+        return Outputs(
+            logits_BKXYZ=self.head(self.bev(fused.map_BCyx), fused.skip_BCYX, self.config.margin),
+            depth_logits_BNDhw=fused.depth_logits_BNDhw,
+            seg_logits_BNKhw=fused.seg_logits_BNKhw,
+            observed_B=fused.observed_B,
         )
 
     def _lidar(self, batch: Batch, lidar_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,31 +327,3 @@ class FlashFusion(OccupancyNetwork):
                 f"FlashFusion: the batch holds {frames} frames of pictures of {size} pixels; this network takes one "
                 f"frame of pictures of {self.config.inputs.image_size}"
             )
-
-
-def spread(rows: Tensor, present: Tensor) -> Tensor:
-    """Rows of what is present at their places in the shape of ``present``; zeros elsewhere."""
-    if len(rows) == present.numel():
-        return rows.unflatten(0, present.shape) if present.dim() > 1 else rows
-    out = rows.new_zeros(present.numel(), *rows.shape[1:]).index_copy(0, present.flatten().nonzero()[:, 0], rows)
-    return out.unflatten(0, present.shape) if present.dim() > 1 else out
-
-
-def only_present(cameras: Cameras, camera_BN: Tensor) -> Cameras:
-    """The cameras with unit matrices in place of the calibration of absent ones, which may hold anything."""
-
-    def select(matrices: Tensor) -> Tensor:
-        unit = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-        return torch.where(camera_BN[:, :, None, None], matrices, unit)
-
-    return Cameras(
-        intrinsics_BN33=select(cameras.intrinsics_BN33),
-        image_aug_BN44=select(cameras.image_aug_BN44),
-        cam2keyego_BN44=select(cameras.cam2keyego_BN44),
-        bev_aug_B44=cameras.bev_aug_B44,
-    )
-
-
-def unused(module: nn.Module) -> Tensor:
-    """A zero that depends on every weight of a part that is not run: distributed training waits for all gradients."""
-    return torch.stack([weight.sum() for weight in module.parameters()]).sum() * 0.0
