@@ -1,7 +1,9 @@
 """Baselines: known answers on made-up data, what is kept on disk, and what is said where they cannot be fitted."""
 
+import json
 import logging
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.data.occ3d import occ3d_path
 from fusionocc_core.engine import baseline_scores
 from fusionocc_core.engine.baseline_scores import NoBaselinesError, score_baselines, training_split_of
-from fusionocc_core.engine.distributed import World
+from fusionocc_core.engine.distributed import World, joined_world
 from fusionocc_core.engine.evaluation import LabelledFrames
 from fusionocc_core.grids import OCC3D_LABELS
 from fusionocc_core.metrics import OccupancyScore, OccupancyTruth
@@ -214,6 +216,31 @@ def test_no_place_to_keep_them_is_no_reason_to_fail(tree, tmp_path, caplog):
 def test_workers_change_nothing(tree):
     alone = held_against(tree.root, None)
     assert held_against(tree.root, None, workers=2).as_dict() == alone.as_dict()
+
+
+def score_as_torchrun_would(rank, port, root, out):
+    environment = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    with joined_world("cpu") as world:
+        scores = held_against(root, None, world=world)
+        (out / f"{rank}.json").write_text(json.dumps(scores.as_dict()))
+
+
+def test_two_processes_give_the_numbers_of_one(tree, tmp_path, spawner):
+    """Three keyframes over two processes; only the main one fits."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        spawner.Process(target=score_as_torchrun_would, args=(rank, port, tree.root, tmp_path)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == [0, 0]
+    one = json.loads(json.dumps(held_against(tree.root, None).as_dict()))
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [one, one]
 
 
 def test_no_training_split(tree):

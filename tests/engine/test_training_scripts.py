@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -85,10 +86,37 @@ def test_evaluation_of_a_run_states_its_setting_everywhere(tree, run_folder, tmp
     assert content["setting"]["split"] == "mini_val"
     assert content["frames"] == 3
     rows = list(csv.DictReader((out / "metrics.csv").open()))
+    assert {row["predictor"] for row in rows} == {"model", "majority", "position", "geometry"}
+    assert "Held against baselines" in told
+    assert content["baselines"]["majority"]["lines"][0]["value"] == 0.0  # nothing but free space
+    assert content["baselines"]["split"] == "mini_train"
+    rows = [row for row in rows if row["predictor"] == "model"]
     assert all(row["split"] == "mini_val" and row["preset"] == "small" for row in rows)
     percent = {row["mask"]: float(row["percent"]) for row in rows if row["metric"] == "mIoU" and not row["from_m"]}
     written = {line["setting"]: line["value"] for line in content["lines"] if line["metric"] == "mIoU"}
     assert percent["camera"] == pytest.approx(100 * written["camera mask"], abs=1e-4)
+
+
+def test_baselines_can_be_left_out_and_say_what_they_lack(tree, run_folder, capsys):
+    common = [str(run_folder), "--data", str(tree.root), "--split", "mini_val", "--no-rays", "--workers", "0"]
+    assert evaluate_script.main([*common, "--no-baselines"]) == 0
+    assert "baselines" not in capsys.readouterr().out
+    assert evaluate_script.main([*common, "--baseline-split", "train"]) == 0
+    captured = capsys.readouterr()
+    assert "Held against" in captured.out
+    assert evaluate_script.main([*common, "--baseline-split", "test"]) == 0
+    captured = capsys.readouterr()
+    assert "Held against" not in captured.out
+    [line] = [line for line in captured.err.splitlines() if line.startswith("no baselines:")]
+    assert "leave them out with --no-baselines" in line
+    assert "cannot go with" in failure(capsys, evaluate_script, *common, "--no-baselines", "--baseline-split", "x")
+
+
+def test_a_run_ends_with_its_baselines(run_folder):
+    content = json.loads((run_folder / "baselines.json").read_text())
+    assert content["split"] == "mini_val"
+    assert content["majority"]["miou_camera"] == 0.0
+    assert content["geometry"].keys() == content["position"].keys()
 
 
 def test_expectations_decide_the_exit_code(tree, run_folder, tmp_path, capsys):
@@ -144,6 +172,7 @@ def test_two_processes_give_the_numbers_of_one(tree, run_folder, tmp_path, spawn
     """Three frames over two processes: uneven shards, and sums of integers are exact."""
     common = [str(run_folder), "--data", str(tree.root), "--split", "mini_val", "--workers", "0", "--device", "cpu"]
     assert evaluate_script.main([*common, "--out", str(tmp_path / "one")]) == 0
+    shutil.rmtree(tree.root / ".fusionocc")  # the two processes shall fit and score the baselines themselves
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
