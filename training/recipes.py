@@ -395,12 +395,6 @@ def flashocc_tiny_panoptic_simulated() -> Recipe:
         fusionocc simulate --out data/sim --scenes 64 --keyframes 10 --seed 100 --image-size 800x450
         python training/train.py flashocc_tiny_panoptic_simulated --data data/sim --out out/flashocc_tiny
     """
-    network = flashocc_presets.flashocc_tiny_panoptic()
-    return replace(
-        tiny_simulated(),
-        preset="flashocc-tiny-panoptic",
-        model=network,
-        loss=replace(
-            tiny_simulated().loss, depth=0.05, center_heatmap=0.1, center_position=0.025, center_classes=NUSCENES_THINGS
-        ),
-    )
+    base, network = tiny_simulated(), flashocc_presets.flashocc_tiny_panoptic()
+    loss = replace(base.loss, depth=0.05, center_heatmap=0.1, center_position=0.025, center_classes=NUSCENES_THINGS)
+    return replace(base, preset="flashocc-tiny-panoptic", model=network, loss=loss)
