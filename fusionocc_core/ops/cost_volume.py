@@ -15,6 +15,8 @@ OUT_OF_VIEW = ("position", "zero_channel")
 GROUP = 4
 """Channels compared at a time by the reference form; bounds its memory. The official habit "zero_channel" depends on
 it."""
+NOWHERE = -1e4
+"""In cells; where a position that is not a number is taken to lie. No map is that large."""
 
 
 @torch.no_grad()
@@ -36,7 +38,7 @@ def cost_volume(
         current_BCHW: features of the current pictures.
         earlier_BCHW: of the same cameras' earlier pictures, same shape.
         cells_BDHW2: where each cell, were it at each depth, lies in the earlier map: (x, y) in cells, 0 = the centre of
-            the first; far outside for what lies behind the earlier camera.
+            the first; far outside (or NaN) for what lies behind the earlier camera.
         out_of_view: "position": a sample is out of view where its position lies outside the centres of the border
             cells. "zero_channel" (official): where the first channel of the last group of four is read as exactly zero,
             which holds for many a cell in the picture whose features come out of a ReLU.
@@ -55,7 +57,8 @@ def cost_volume(
     if backend == "auto":
         backend = "embedding_bag" if current_BCHW.device.type == "cpu" else "grid_sample"
     form = _by_embedding_bag if backend == "embedding_bag" else _by_grid_sample
-    cost_BDHW, marked_BDHW = form(current_BCHW.float(), earlier_BCHW.float(), cells_BDHW2.float())
+    cells_BDHW2 = cells_BDHW2.float().nan_to_num(nan=NOWHERE).clamp(NOWHERE, -NOWHERE)
+    cost_BDHW, marked_BDHW = form(current_BCHW.float(), earlier_BCHW.float(), cells_BDHW2)
     if out_of_view == "position":
         size = cells_BDHW2.new_tensor([earlier_BCHW.shape[3], earlier_BCHW.shape[2]])
         marked_BDHW = ((cells_BDHW2 < 0) | (cells_BDHW2 > size - 1)).any(dim=-1)

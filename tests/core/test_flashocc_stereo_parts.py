@@ -159,6 +159,16 @@ def test_cost_volume_equals_its_definition(backend):
     assert not volume.requires_grad
 
 
+@pytest.mark.parametrize("backend", ["grid_sample", "embedding_bag"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_positions_that_are_none_are_out_of_view(backend, value):
+    current, earlier, cells = example()
+    cells[1, 2] = FAR_OUTSIDE
+    expected = cost_volume(current, earlier, cells, backend=backend)
+    cells[1, 2, ..., 0] = value
+    torch.testing.assert_close(cost_volume(current, earlier, cells, backend=backend), expected)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
