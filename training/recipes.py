@@ -396,5 +396,5 @@ def flashocc_tiny_panoptic_simulated() -> Recipe:
         python training/train.py flashocc_tiny_panoptic_simulated --data data/sim --out out/flashocc_tiny
     """
     base, network = tiny_simulated(), flashocc_presets.flashocc_tiny_panoptic()
-    loss = replace(base.loss, depth=0.05, center_heatmap=0.1, center_position=0.025, center_classes=NUSCENES_THINGS)
+    loss = LossConfig(lovasz=1.0, depth=0.05, center_heatmap=0.1, center_position=0.025, center_classes=NUSCENES_THINGS)
     return replace(base, preset="flashocc-tiny-panoptic", model=network, loss=loss)
