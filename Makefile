@@ -39,7 +39,7 @@ $(STAMPS)/venv:
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "cannot create $(VENV): sudo apt install python3-venv"; rm -rf $(VENV); exit 1; }
 	@mkdir -p $(STAMPS) && touch $@
 
-RUN_REQUIREMENTS := $(foreach name,core nuscenes sim ros train,requirements/$(name).txt)
+RUN_REQUIREMENTS := $(foreach name,core nuscenes sim ros train export,requirements/$(name).txt)
 $(STAMPS)/run: $(STAMPS)/venv $(RUN_REQUIREMENTS)
 	@echo "Installing the pinned requirements into $(VENV) (two to four minutes the first time) ..."
 	@$(PIP) install $(foreach file,$(RUN_REQUIREMENTS),-r $(file))

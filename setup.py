@@ -47,6 +47,7 @@ setup(
         "nuscenes": pinned("nuscenes"),
         "sim": pinned("sim"),
         "train": pinned("train"),
+        "export": pinned("export"),
         "ros": pinned("ros"),
         "spconv": ["spconv-cu118>=2.3.8"],
         "scatter": ["torch-scatter>=2.1.2"],

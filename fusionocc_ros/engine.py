@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fusionocc_core.structures import Occupancy, SensorFrame
-from fusionocc_ros.parameters import NodeParameters
+from fusionocc_ros.parameters import AUTO, TORCH, NodeParameters
+
+if TYPE_CHECKING:
+    from fusionocc_core.export.model import ExportedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +39,13 @@ def load_engine(parameters: NodeParameters) -> Engine:
     import torch
 
     from fusionocc_core import Predictor, load_model
+    from fusionocc_core.export.model import ExportedModel
     from fusionocc_core.presets import FRESH_SEED
 
     if parameters.num_threads:
         torch.set_num_threads(parameters.num_threads)
     torch.manual_seed(FRESH_SEED)
-    model = load_model(parameters.preset, checkpoint=parameters.checkpoint or None)
+    model = _exported(parameters) or load_model(parameters.preset, checkpoint=parameters.checkpoint or None)
     predictor = Predictor(model, device=parameters.device, confidence=parameters.confidence)
     inputs = model.config.inputs
     return Engine(
@@ -50,5 +55,24 @@ def load_engine(parameters: NodeParameters) -> Engine:
         lidar_history=inputs.lidar_history,
         model=model.card.preset,
         trained_on=model.card.trained_on,
-        device=str(predictor.device),
+        device=model.runtime.name if isinstance(model, ExportedModel) else str(predictor.device),
     )
+
+
+def _exported(parameters: NodeParameters) -> ExportedModel | None:
+    """The exported network, where the parameters name one."""
+    from fusionocc_core.export.artefact import is_artefact
+    from fusionocc_core.export.model import load_exported
+
+    if not parameters.checkpoint or not is_artefact(parameters.checkpoint):
+        if parameters.runtime not in (AUTO, TORCH):
+            raise ValueError(
+                f"runtime: {parameters.runtime} runs exported networks, and checkpoint ({parameters.checkpoint!r}) is "
+                "none: make one with fusionocc export"
+            )
+        return None
+    if parameters.runtime == TORCH:
+        raise ValueError(f"runtime: torch runs weights, and checkpoint ({parameters.checkpoint}) is an exported network")
+    model = load_exported(parameters.checkpoint, parameters.runtime)
+    model.check_rig(len(parameters.camera_names))
+    return model

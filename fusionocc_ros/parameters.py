@@ -26,6 +26,9 @@ BUILTIN, CV_BRIDGE, SENSOR_MSGS_PY = "builtin", "cv_bridge", "sensor_msgs_py"
 DENSE, SPARSE = "dense", "sparse"
 BEST_EFFORT, RELIABLE = "best_effort", "reliable"
 AUTO, TF, ODOMETRY, NONE = "auto", "tf", "odometry", "none"
+TORCH = "torch"
+RUNTIMES = (AUTO, TORCH, "onnx", "openvino", "torch-export", "tensorrt")
+"""Those of fusionocc_core.export.runtimes; a test holds them equal."""
 
 Value = str | bool | int | float | tuple[str, ...]
 
@@ -69,7 +72,14 @@ class NodeParameters:
 
     autostart: bool = _parameter(True, "Configure and activate at once; false: wait for lifecycle transitions.")
     preset: str = _parameter("fusionocc-tiny", "Network: a name from `fusionocc presets`, or one of our own files.")
-    checkpoint: str = _parameter("", "File with the network's weights; empty: fresh weights, which know nothing.")
+    checkpoint: str = _parameter(
+        "", "File with the network's weights, or folder of an exported one; empty: fresh weights, which know nothing."
+    )
+    runtime: str = _parameter(
+        AUTO,
+        "What runs the network: torch its weights, the others exported ones; auto: whatever checkpoint was made for.",
+        choices=RUNTIMES,
+    )
     device: str = _parameter("auto", "Where the network runs: auto (CUDA where there is one), cpu, cuda or cuda:N.")
     num_threads: int = _parameter(0, "CPU threads of the network; 0: PyTorch decides.", low=0, high=1024)
     confidence: bool = _parameter(False, "Publish the probability of each voxel's label as well.")

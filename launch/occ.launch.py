@@ -23,7 +23,8 @@ SHARE = Path(get_package_share_directory("fusionocc_ros"))
 ARGUMENTS = {
     "params_file": (str(SHARE / "config" / "occ.yaml"), "YAML file with the node's parameters."),
     "preset": ("", "Network: a name from `fusionocc presets`; empty: as in the parameter file."),
-    "checkpoint": ("", "File with the network's weights; empty: as in the parameter file."),
+    "checkpoint": ("", "File with the network's weights, or an exported network; empty: as in the parameter file."),
+    "runtime": ("", "What runs an exported network: auto, onnx, openvino, ...; empty: as in the parameter file."),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: as in the parameter file."),
     "namespace": ("", "Namespace of the node and of all topics but /tf, /tf_static and /diagnostics."),
     "use_sim_time": (
@@ -34,7 +35,7 @@ ARGUMENTS = {
     "rviz": ("false", "Start rviz2 as well."),
     "rviz_config": (str(SHARE / "rviz" / "occ.rviz"), "Configuration of rviz2."),
 }
-OVERRIDES = ("preset", "checkpoint", "device")
+OVERRIDES = ("preset", "checkpoint", "runtime", "device")
 """Arguments that are parameters of the same name."""
 OUTPUTS = ("/fusionocc/occupancy", "/fusionocc/markers", "/fusionocc/voxels", "/lidar_top")
 """Topics in the rviz configuration that a namespace moves."""

@@ -30,7 +30,8 @@ ARGUMENTS = {
 PASSED_ON = {
     "params_file": (str(SHARE / "config" / "nuscenes.yaml"), "YAML file with the node's parameters."),
     "preset": ("", "Network; empty: as in the parameter file."),
-    "checkpoint": ("", "File with the network's weights; empty: as in the parameter file."),
+    "checkpoint": ("", "File with the network's weights, or an exported network; empty: as in the parameter file."),
+    "runtime": ("", "What runs an exported network; empty: as in the parameter file."),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: as in the parameter file."),
     "log_level": ("info", "Of the node."),
     "rviz": ("false", "Start rviz2 as well."),

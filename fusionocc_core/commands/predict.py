@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusionocc_core.data.nuscenes import NuScenesFrames
-    from fusionocc_core.models.network import OccupancyNetwork
+    from fusionocc_core.predictor import OccupancyModel
     from fusionocc_core.structures import Occupancy, SensorFrame
     from fusionocc_core.viz.export import ResultPaths
     from fusionocc_core.viz.summary import Summary
@@ -41,7 +41,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--preset", help=f"network, see `fusionocc presets` (default: {DEFAULT_PRESET})")
     parser.add_argument(
-        "--checkpoint", type=Path, help="its weights: an official file or one of ours; none: fresh ones"
+        "--checkpoint",
+        type=Path,
+        help="its weights: an official file or one of ours; or the folder of an exported network; none: fresh weights",
     )
     parser.add_argument("--version", help="folder of tables, such as v1.0-mini; not needed where there is only one")
     parser.add_argument("--scene", action="append", metavar="NAME", help="only this scene; may be given several times")
@@ -65,16 +67,20 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fusionocc_core.data.nuscenes import NuScenesFrames
+    from fusionocc_core.export.artefact import is_artefact
+    from fusionocc_core.export.model import ExportedModel
     from fusionocc_core.predictor import Predictor
     from fusionocc_core.presets import FRESH_SEED
     from fusionocc_core.structures import UNTRAINED
 
-    if args.checkpoint is not None and not args.checkpoint.is_file():
+    if args.checkpoint is not None and not (args.checkpoint.is_file() or is_artefact(args.checkpoint)):
         raise FileNotFoundError(f"--checkpoint {args.checkpoint}: no such file")
     frames = NuScenesFrames(args.data, version=args.version, scenes=args.scene, cameras=args.cameras)
     torch.manual_seed(FRESH_SEED)
     model = make_model(args.preset, args.checkpoint)
     inputs = model.config.inputs
+    if isinstance(model, ExportedModel):
+        model.check_rig(len(frames.cameras))
     refuse_too_many_cameras(frames.cameras, inputs.num_cameras)
     frames = frames.with_history(cameras=inputs.camera_history, lidar=inputs.lidar_history)
     predictor = Predictor(model, device=args.device, confidence=True)
@@ -98,10 +104,16 @@ def run(args: argparse.Namespace) -> int:
     return SKIPPED if summary.skipped else 0
 
 
-def make_model(preset: str | None, checkpoint: Path | None) -> OccupancyNetwork:
-    """The network of a preset, of a file of ours, or of a preset with the weights of a file."""
+def make_model(preset: str | None, checkpoint: Path | None) -> OccupancyModel:
+    """The network of a preset, of a file of ours, or of a preset with the weights of a file; or an exported one."""
+    from fusionocc_core.export.artefact import is_artefact
+    from fusionocc_core.export.model import load_exported
     from fusionocc_core.presets import load_model
 
+    if checkpoint is not None and is_artefact(checkpoint):
+        if preset is not None:
+            raise ValueError(f"--preset {preset}: leave it out; the exported network in {checkpoint} says what it is")
+        return load_exported(checkpoint)
     if preset is None and checkpoint is not None:
         return load_model(checkpoint)
     return load_model(preset or DEFAULT_PRESET, checkpoint=checkpoint)
@@ -120,7 +132,7 @@ def refuse_too_many_cameras(cameras: Sequence[str], most: int) -> None:
         )
 
 
-def blank_occupancy(model: OccupancyNetwork) -> Occupancy:
+def blank_occupancy(model: OccupancyModel) -> Occupancy:
     """An empty answer of a network: its grid, label set and origin, for volumes that are read back from disk."""
     import numpy as np
 

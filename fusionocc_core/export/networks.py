@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from fusionocc_core.export.flashfusion_graph import FlashFusionFeed, FlashFusionGraph, flashfusion_layout
 from fusionocc_core.export.flashocc_graph import FlashOccFeed, FlashOccGraph, check_flashocc, flashocc_layout
 from fusionocc_core.export.graph import Feed, Layout
@@ -35,7 +33,7 @@ def layout_for(config: NetworkConfig, batches: Sequence[Batch], *, confidence: b
     return flashocc_layout(batches, confidence=confidence, scatter_free=scatter_free)
 
 
-def make_graph(network: OccupancyNetwork, layout: Layout) -> nn.Module:
+def make_graph(network: OccupancyNetwork, layout: Layout) -> FlashFusionGraph | FlashOccGraph:
     """The graph of a network, in inference mode."""
     check_exportable(network.config)
     if isinstance(network, FlashFusion):

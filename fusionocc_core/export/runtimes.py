@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -142,7 +141,7 @@ class OpenVinoRuntime:
         return [np.asarray(outputs[k]) for k in range(len(outputs))]
 
 
-HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "bf16"}
 """OpenVINO computes in this whatever is not quantised."""
 
 
@@ -169,8 +168,3 @@ def array_of(tensor: Tensor) -> NDArray[Any]:
 def versions(*packages: str) -> dict[str, str]:
     """Of packages that are installed, and of PyTorch."""
     return {"torch": torch.__version__, **{name: str(import_module(name).__version__) for name in packages}}
-
-
-def size_on_disk(files: Sequence[Path]) -> int:
-    """Bytes."""
-    return sum(path.stat().st_size for path in files)

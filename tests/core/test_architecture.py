@@ -78,6 +78,11 @@ for name in {names}:
             "torch_scatter",
             "scipy",
             "matplotlib",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "openvino",
+            "nncf",
             "timm",
             "torchvision",
         }
