@@ -71,8 +71,9 @@ class GeometryCounts:
         flat, weight = _counted(truth, hidden_weight)
         labels, kinds = truth.labels.ravel()[flat], features.kind_XYZ.ravel()[flat]
         self.totals_K += np.bincount(labels, weight, minlength=self.label_set.num)
-        for vote, kind, chosen, keys in _keys(features, flat, kinds):
-            self.tables[vote][kind].add(keys, labels[chosen], weight[chosen])
+        for kind, chosen, of_votes in _keys(features, flat, kinds):
+            for vote, keys in enumerate(of_votes):
+                self.tables[vote][kind].add(keys, labels[chosen], weight[chosen])
 
     def merge(self, other: GeometryCounts) -> None:
         """Take over the counts of another."""
@@ -136,10 +137,11 @@ class GeometryBaseline:
 
     def log_p(self, features: LidarFeatures, flat_N: NDArray[np.int64]) -> NDArray[np.float32]:
         """Mean log probabilities (N, K) of the votes at voxels."""
-        total = np.zeros((len(flat_N), self.label_set.num), np.float32)
-        for vote, kind, chosen, keys in _keys(features, flat_N, features.kind_XYZ.ravel()[flat_N]):
-            total[chosen] += self.tables[vote][kind].look_up(keys)
-        return total / len(ORDERS)
+        mean = np.empty((len(flat_N), self.label_set.num), np.float32)
+        for kind, chosen, of_votes in _keys(features, flat_N, features.kind_XYZ.ravel()[flat_N]):
+            votes = (self.tables[vote][kind].look_up(keys) for vote, keys in enumerate(of_votes))
+            mean[chosen] = sum(votes, np.float32(0)) / np.float32(len(ORDERS))
+        return mean
 
     def _labels(self, log_p_NK: NDArray[np.float32], balance: float) -> NDArray[np.uint8]:
         scale = class_scale(self.totals_K, balance)
@@ -176,12 +178,15 @@ def judged(truth: OccupancyTruth) -> NDArray[np.int64]:
 
 def _keys(
     features: LidarFeatures, flat_N: NDArray[np.int64], kinds_N: NDArray[np.uint8]
-) -> Iterator[tuple[int, int, NDArray[np.int64], Keys]]:
-    """For every vote and kind: which of the voxels are of that kind, and their keys."""
-    chosen = [np.flatnonzero(kinds_N == kind) for kind in range(len(KINDS))]
-    for vote, of_kinds in enumerate(ORDERS):
-        for kind, names in enumerate(of_kinds):
-            keys = np.zeros(len(chosen[kind]), np.int64)
-            for name in names:
-                keys = keys << 4 | features.of(name, flat_N[chosen[kind]])
-            yield vote, kind, chosen[kind], keys
+) -> Iterator[tuple[int, NDArray[np.int64], list[Keys]]]:
+    """For every kind: which of the voxels are of that kind, and their keys for each vote."""
+    for kind in range(len(KINDS)):
+        chosen = np.flatnonzero(kinds_N == kind)
+        flat, column = flat_N[chosen], flat_N[chosen] // features.height
+        of_votes = []
+        for of_kinds in ORDERS:
+            keys = np.zeros(len(chosen), np.int64)
+            for name in of_kinds[kind]:
+                keys = keys << 4 | features.of(name, flat, column)
+            of_votes.append(keys)
+        yield kind, chosen, of_votes

@@ -53,9 +53,9 @@ class LidarFeatures:
     height: int
     """Z."""
 
-    def of(self, name: str, flat_N: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """A feature at voxels, given by their flat indices."""
-        return self.voxels[name][flat_N] if name in self.voxels else self.columns[name][flat_N // self.height]
+    def of(self, name: str, flat_N: NDArray[np.int64], column_N: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """A feature at voxels, given by the flat indices of them and of their columns."""
+        return self.voxels[name][flat_N] if name in self.voxels else self.columns[name][column_N]
 
 
 def lidar_features(frame: SensorFrame, grid: VoxelGrid, history: int) -> LidarFeatures:
@@ -126,16 +126,22 @@ def _passes(cloud: Cloud, grid: VoxelGrid) -> NDArray[np.int64]:
     origin = ((cloud.origin - grid.lower) / size).astype(np.float32)
     ray = ((cloud.points - cloud.origin) / size).astype(np.float32)
     length = np.abs(ray).max(axis=1, initial=0.0)
+    step = ray / length[:, None]
+    length -= np.float32(0.8)
+    if ((origin > 0) & (origin < shape)).all():  # no need to follow a ray that has left the grid
+        with np.errstate(divide="ignore", invalid="ignore"):
+            leaves = np.fmin.reduce(np.where(step > 0, (shape - origin) / step, -origin / step), axis=1)
+        length = np.minimum(length, leaves + 1)
     order = np.argsort(-length, kind="stable")
-    length, step = length[order], ray[order] / length[order, None]
+    length, step = length[order], step[order]
     counts = np.zeros(int(np.prod(shape)), np.int64)
     for t in range(1, 2 * max(shape)):
-        going = step[: np.searchsorted(-length, -(t + 0.8), side="right")]
+        going = step[: np.searchsorted(-length, -t, side="right")]
         if not len(going):
             break
-        at = np.floor(origin + going * np.float32(t)).astype(np.int32)
-        x, y, z = at[grid.contains(at)].T.astype(np.int64)
-        counts += np.bincount((x * shape[1] + y) * shape[2] + z, minlength=counts.size)
+        x, y, z = np.floor(origin + going * np.float32(t)).astype(np.int64).T
+        inside = (x >= 0) & (x < shape[0]) & (y >= 0) & (y < shape[1]) & (z >= 0) & (z < shape[2])
+        counts += np.bincount(((x * shape[1] + y) * shape[2] + z)[inside], minlength=counts.size)
     return counts.reshape(shape)
 
 

@@ -90,8 +90,8 @@ class BackoffTable:
     def look_up(self, keys_N: Keys) -> NDArray[np.float32]:
         """Log probabilities (N, K)."""
         if len(self.keys) == 1:
-            return np.repeat(self.log_p[0].astype(np.float32), len(keys_N), axis=0)
-        distinct, back = np.unique(keys_N, return_inverse=True)
+            return np.broadcast_to(self.log_p[0].astype(np.float32), (len(keys_N), self.log_p[0].shape[1]))
+        distinct = np.unique(keys_N)
         found = np.repeat(self.log_p[0].astype(np.float32), len(distinct), axis=0)
         features = len(self.keys) - 1
         for length in range(1, features + 1):
@@ -101,7 +101,8 @@ class BackoffTable:
             place = np.searchsorted(self.keys[length], prefixes).clip(max=len(self.keys[length]) - 1)
             hit = self.keys[length][place] == prefixes
             found[hit] = self.log_p[length][place[hit]]
-        return np.asarray(found[back])
+        # Quicker than the inverse of np.unique, whose argsort is slow.
+        return np.asarray(found[np.searchsorted(distinct, keys_N)])
 
 
 def _normal(weights: NDArray[np.float64]) -> NDArray[np.float64]:
