@@ -64,7 +64,7 @@ def check_same_recipe(recipe: Recipe, earlier: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the keys and both values.
     """
-    now, then = _flat(encode_config(recipe)), _flat(_completed(recipe, earlier))
+    now, then = flat_recipe(encode_config(recipe)), flat_recipe(_completed(recipe, earlier))
     different = [
         f"{key}: {then.get(key)} then, {now.get(key)} now"
         for key in sorted(now.keys() | then.keys())
@@ -92,8 +92,9 @@ def _completed(config: Any, earlier: Any) -> Any:
     return filled
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat_recipe(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and values of what ``encode_config`` wrote; the keys of ``--set``, and "class" of every group."""
     if isinstance(value, Mapping):
-        parts = (_flat(item, f"{prefix}{key}.") for key, item in value.items())
+        parts = (flat_recipe(item, f"{prefix}{key}.") for key, item in value.items())
         return {key: item for part in parts for key, item in part.items()}
     return {prefix.rstrip("."): value}
