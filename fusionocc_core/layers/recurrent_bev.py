@@ -103,7 +103,7 @@ def warped(state: BevState, warp: Warp, bev: BevMap) -> tuple[Tensor, Tensor]:
     remembered, and finite. The others are zero.
 
     Returns:
-        (B, C, y, x) and bool (B, 1, y, x).
+        (B, C, y, x) float32, whatever the memory holds, and bool (B, 1, y, x).
     """
     known_B1yx = state.valid_B1yx & state.map_BCyx.isfinite().all(dim=1, keepdim=True)
     clean_BCyx = torch.where(known_B1yx, state.map_BCyx, 0.0)
@@ -112,8 +112,9 @@ def warped(state: BevState, warp: Warp, bev: BevMap) -> tuple[Tensor, Tensor]:
     lower, size = (then_BP2.new_tensor(values) for values in (bev.lower, bev.cell_size))
     extent = size * then_BP2.new_tensor(bev.shape)
     place_Byx2 = (2 * (then_BP2 - lower) / extent - 1).view(len(then_BP2), bev.shape[1], bev.shape[0], 2)
-    both = torch.cat([clean_BCyx, known_B1yx.to(clean_BCyx.dtype)], dim=1)
-    out = F.grid_sample(both, place_Byx2.to(both.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+    # In half precision a place would be off by parts of a cell, and the shares of no cell would sum to one.
+    both = torch.cat([clean_BCyx, known_B1yx.to(clean_BCyx.dtype)], dim=1).float()
+    out = F.grid_sample(both, place_Byx2.float(), mode="bilinear", padding_mode="zeros", align_corners=False)
     valid_B1yx = out[:, -1:] > 0.999
     return torch.where(valid_B1yx, out[:, :-1], 0.0), valid_B1yx
 

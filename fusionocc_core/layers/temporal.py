@@ -100,5 +100,6 @@ def align_bev(earlier_BCYX: Tensor, now2earlier_B44: Tensor, grid: VoxelGrid, *,
     y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
     places = torch.stack([x, y, torch.ones_like(x)], dim=-1).to(step).flatten(0, 1) @ step.transpose(-1, -2)
     lookup = (2 * places[..., :2] + 1) / places.new_tensor([columns, rows]) - 1
-    lookup = lookup.view(-1, rows, columns, 2).to(earlier_BCYX.dtype)
-    return F.grid_sample(earlier_BCYX, lookup, mode="bilinear", padding_mode="zeros", align_corners=False)
+    lookup = lookup.view(-1, rows, columns, 2).float()  # in half precision a place would be off by parts of a cell
+    out = F.grid_sample(earlier_BCYX.float(), lookup, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return out.to(earlier_BCYX.dtype)

@@ -132,6 +132,24 @@ def test_memory_of_a_place_stays_at_that_place():
         assert difference.abs().max() < 1e-4
 
 
+def test_memory_in_half_precision_lies_at_the_same_place():
+    """Whole numbers below 256 are exact in bfloat16, so that only a rounded place could change the result."""
+    exact = state_of(torch.arange(256.0).view(1, 1, 16, 16), pose())
+    half = replace(exact, map_BCyx=exact.map_BCyx.bfloat16())
+    warp = warp_to(exact, pose(x=0.3, y=-0.2, yaw_degrees=5, seconds=0.5).ego2global_B44, exact.stamp_ns_B)
+    for one, other in zip(warped(exact, warp, BEV), warped(half, warp, BEV), strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_memory_is_read_under_autocast():
+    model, batch = remembering(), little_batch(samples=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        alone, state = model.step(batch, None, pose())
+        remembered, _ = model.step(batch, state, pose(x=0.3, seconds=0.5))
+    assert not torch.equal(remembered.logits_BKXYZ, alone.logits_BKXYZ)
+
+
 def test_augmented_map_is_warped_through_the_vehicle():
     """A mirrored memory and a mirrored present: the same cells as without mirrors."""
     torch.manual_seed(0)
