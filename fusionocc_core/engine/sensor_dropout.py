@@ -92,7 +92,7 @@ def mask_sensors(
     one_modality = float(torch.rand(1, generator=generator))
     stays_N = draws_N >= config.camera
     if present_BN.shape[1]:
-        stays_N[draws_N.argmax()] = True
+        stays_N[draws_N.where(present_BN[0], -1.0).argmax()] = True
     if one_modality < config.lidar and bool(present_BN.any()):
         batch = replace(batch, lidar_present_B=torch.zeros(1, dtype=torch.bool))
     elif config.lidar <= one_modality < config.lidar + config.pictures and bool(lidar_present(batch).all()):

@@ -98,11 +98,26 @@ class FlashFusionConfig:
             raise ValueError(
                 f"FlashFusionConfig: inputs.depth_range={self.inputs.depth_range} is not the range of {self.depth_bins}"
             )
+        if self.depth_bins.spacing != "linear":
+            raise ValueError(
+                f"FlashFusionConfig: depth_bins.spacing={self.depth_bins.spacing!r}: the lift reads between bins "
+                "of equal width; choose 'linear'"
+            )
+        self._check_reach()
         if self.inputs.camera_history or not self.inputs.presence_masks or not 0 < self.free_prior < 1:
             raise ValueError(
                 f"FlashFusionConfig: expected inputs.camera_history=0 (it is {self.inputs.camera_history}), "
                 f"inputs.presence_masks=True ({self.inputs.presence_masks}) and free_prior between 0 and 1 "
                 f"({self.free_prior})"
+            )
+
+    def _check_reach(self) -> None:
+        """Points must reach the rim of the maps, or the network learns that nothing is there."""
+        rim = self.margin * max(self.grid.voxel_size[:2])
+        if self.margin and self.inputs.range_margin > 1e-6 - rim:
+            raise ValueError(
+                f"FlashFusionConfig: inputs.range_margin={self.inputs.range_margin} drops points in the rim of "
+                f"margin={self.margin} voxels; expected {-rim:g} or less"
             )
 
     @property
@@ -288,13 +303,13 @@ class FlashFusion(OccupancyNetwork):
 
     def _see(self, batch: Batch, camera_BN: Tensor) -> PictureFeatures:
         """What the present pictures show, one after the other."""
-        images_MCHW, cameras = batch.images_BTNCHW[:, 0], cameras_at(batch, 0)
+        images_BNCHW, cameras = batch.images_BTNCHW[:, 0], cameras_at(batch, 0)
         rays = ray_channels(only_present(cameras, camera_BN), self.config.inputs.image_size, self.config.feature_stride)
         if bool(camera_BN.any()):
-            features: PictureFeatures = self.pictures(images_MCHW[camera_BN], rays[camera_BN])
+            features: PictureFeatures = self.pictures(images_BNCHW[camera_BN], rays[camera_BN])
             return features
         h, w = (edge // self.config.feature_stride for edge in self.config.inputs.image_size)
-        nothing = unused(self.pictures).to(images_MCHW)
+        nothing = unused(self.pictures).to(images_BNCHW)
         return PictureFeatures(*(nothing.expand(0, channels, h, w) for channels in self.pictures.outputs))
 
     def _from_above(

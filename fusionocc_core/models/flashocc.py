@@ -99,6 +99,10 @@ class FlashOccConfig:
             raise ValueError(
                 f"FlashOccConfig: inputs.depth_range={self.inputs.depth_range} is not the range of {self.depth_bins}"
             )
+        if self.inputs.presence_masks:
+            raise ValueError(
+                "FlashOccConfig: inputs.presence_masks=True: this network does not obey masks; expected False"
+            )
 
     @property
     def feature_stride(self) -> int:

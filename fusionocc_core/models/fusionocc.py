@@ -95,6 +95,10 @@ class FusionOccConfig:
             raise ValueError(
                 f"FusionOccConfig: inputs.depth_range={self.inputs.depth_range} is not the range of {self.depth_bins}"
             )
+        if self.inputs.presence_masks:
+            raise ValueError(
+                "FusionOccConfig: inputs.presence_masks=True: this network does not obey masks; expected False"
+            )
 
     @property
     def feature_stride(self) -> int:

@@ -267,6 +267,8 @@ def test_other_grids_pictures_and_numbers_of_cameras(shape):
         ({"inputs": replace(little_config().inputs, image_size=(64, 120))}, "multiples of 16"),
         ({"inputs": replace(little_config().inputs, depth_range=(1.0, 8.0))}, "depth_range"),
         ({"inputs": replace(little_config().inputs, presence_masks=False)}, "presence_masks"),
+        ({"depth_bins": replace(little_config().depth_bins, spacing="log")}, "between bins of equal width"),
+        ({"margin": 8}, "range_margin=-1.6 drops points in the rim of margin=8 voxels; expected -3.2 or less"),
     ],
 )
 def test_config_that_does_not_fit_is_refused(changes, words):

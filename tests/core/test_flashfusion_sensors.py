@@ -11,6 +11,7 @@ from fusionocc_core.data.pipeline import collate, prepare
 from fusionocc_core.engine.sensor_dropout import SensorDropout, mask_sensors
 from fusionocc_core.losses import Targets
 from fusionocc_core.predictor import Predictor, decode, hide_unobserved
+from fusionocc_core.presets import preset_config
 from fusionocc_core.structures import CameraImage, LidarSweep, Outputs, SensorFrame
 
 EYE = np.eye(4)
@@ -135,3 +136,20 @@ def test_masks_never_take_the_only_sensor():
         masked, _ = mask_sensors(deaf, targets, SensorDropout(pictures=0.999), unknown=UNKNOWN, generator=generator)
         assert masked.camera_present_BN.any()
         assert not masked.lidar_present_B
+
+
+def test_the_camera_that_stays_is_one_that_was_there():
+    batch, targets = one_sample()
+    one_left = torch.tensor([[False, False, True, False]])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        alone = replace(batch, camera_present_BN=one_left, lidar_present_B=torch.tensor([False]))
+        masked, _ = mask_sensors(alone, targets, SensorDropout(camera=0.999), unknown=UNKNOWN, generator=generator)
+        assert torch.equal(masked.camera_present_BN, one_left)
+
+
+@pytest.mark.parametrize("preset", ["fusionocc-tiny", "flashocc-tiny"])
+def test_networks_that_do_not_obey_masks_refuse_them(preset):
+    config = preset_config(preset)
+    with pytest.raises(ValueError, match=r"presence_masks=True: this network does not obey masks"):
+        replace(config, inputs=replace(config.inputs, presence_masks=True))

@@ -21,9 +21,9 @@ def test_the_same_recipe_goes_on():
 
 def test_a_field_that_did_not_exist_then_counts_as_its_default():
     then = written(small())
-    del then["data"]["val_keyframes"], then["model"]["inputs"]["presence_masks"], then["data"]["sensor_dropout"]
+    del then["data"]["val_keyframes"], then["model"]["inputs"]["float32_poses"], then["data"]["sensor_dropout"]
     check_same_recipe(small(), then)
-    for change in ("data.val_keyframes=3", "model.inputs.presence_masks=true", "data.sensor_dropout.lidar=0.5"):
+    for change in ("data.val_keyframes=3", "model.inputs.float32_poses=true", "data.sensor_dropout.lidar=0.5"):
         key, value = change.split("=")
         with pytest.raises(ValueError, match=rf"{key}: .* then, {value.title() if value == 'true' else value} now"):
             check_same_recipe(override(small(), [change]), then)
