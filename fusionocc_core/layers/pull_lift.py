@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionocc_core.grids import DepthBins
-from fusionocc_core.layers.view_transform import Cameras, calibration_key
+from fusionocc_core.layers.view_transform import Cameras, calibration_key, keep_last
 from fusionocc_core.ops.pull_lift import PullPlan, pull_lift
 
 
@@ -62,17 +62,10 @@ class PullLift(nn.Module):
 
     def plan(self, cameras: Cameras, present_BN: Tensor) -> PullPlan:
         """Which cells are seen by which of the present cameras, and where."""
-        if not self.training:
-            key = (*calibration_key(cameras), present_BN.cpu().numpy().tobytes())
-            if key not in self._plans:
-                # A plan made in inference mode could not be used in a later forward pass with gradients.
-                with torch.inference_mode(False), torch.no_grad():
-                    self._plans[key] = self._make_plan(cameras, present_BN)
-            self._plans.move_to_end(key)
-            while len(self._plans) > self.KEPT_PLANS:
-                self._plans.popitem(last=False)
-            return self._plans[key]
-        return self._make_plan(cameras, present_BN)
+        if self.training:
+            return self._make_plan(cameras, present_BN)
+        key = (*calibration_key(cameras), present_BN.cpu().numpy().tobytes())
+        return keep_last(self._plans, key, lambda: self._make_plan(cameras, present_BN), self.KEPT_PLANS)
 
     def forward(self, feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan) -> Tensor:
         """Features and depth distributions of the present cameras to (B, L * C, Y, X), channels last in memory."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from fusionocc_core.grids import DepthBins, VoxelGrid
 from fusionocc_core.ops.bev_pool import BevPoolPlan, bev_pool, plan_bev_pool
 from fusionocc_core.structures import Batch
+
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,11 +189,8 @@ def calibration_key(cameras: Cameras) -> tuple[object, ...]:
 
 
 def keep_last(
-    kept: OrderedDict[tuple[object, ...], BevPoolPlan],
-    key: tuple[object, ...],
-    make: Callable[[], BevPoolPlan],
-    count: int,
-) -> BevPoolPlan:
+    kept: OrderedDict[tuple[object, ...], Plan], key: tuple[object, ...], make: Callable[[], Plan], count: int
+) -> Plan:
     """The value kept under ``key``, made now if it is new; the least recently used one gives way."""
     if key not in kept:
         # A plan made in inference mode could not be used in a later forward pass with gradients.
