@@ -15,6 +15,7 @@ from fusionocc_core.losses.combine import (
 )
 from fusionocc_core.losses.image import depth_loss, segmentation_loss
 from fusionocc_core.losses.lovasz import lovasz_softmax
+from fusionocc_core.losses.rendering import RenderingLossConfig, rendering_losses, renderocc_losses
 from fusionocc_core.losses.voxels import (
     OCC3D_VOXEL_COUNTS,
     balancing_weights,
@@ -29,6 +30,7 @@ __all__ = [
     "LossConfig",
     "LossTerm",
     "Losses",
+    "RenderingLossConfig",
     "Targets",
     "balancing_weights",
     "collate_targets",
@@ -43,6 +45,8 @@ __all__ = [
     "lovasz_softmax",
     "panoptic_flashocc_losses",
     "position_loss",
+    "rendering_losses",
+    "renderocc_losses",
     "segmentation_loss",
     "semantic_affinity",
     "voxel_cross_entropy",

@@ -1,0 +1,202 @@
+"""Losses on rendered rays (RenderOcc, UniOcc).
+
+Legend: R rays, L rays that carry a label, B samples, K classes. Everything is computed in float32, with autocast off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusionocc_core.losses.combine import Losses, LossTerm
+from fusionocc_core.losses.voxels import balancing_weights
+from fusionocc_core.ops.volume_render import RenderedRays
+from fusionocc_core.ops.volume_render_rays import Rays
+
+logger = logging.getLogger(__name__)
+
+TARGETS = ("range", "z")
+RENDERING_TERMS = ("rendered_depth", "rendered_semantic", "entropy", "distortion")
+"""Names of the weights in RenderingLossConfig and of the terms in Losses."""
+
+NUSCENES_RAY_COUNTS = (
+    1163161,
+    2309034,
+    188743,
+    2997643,
+    20317180,
+    852476,
+    243808,
+    2457947,
+    497017,
+    2731022,
+    7224789,
+    214411435,
+    5565043,
+    63191967,
+    76098082,
+    128860031,
+    141625221,
+)
+"""Of each of the 17 classes that are not free, as RenderOcc balances its rays with."""
+
+_TINY = 1e-7
+_LEAST_SQUARE = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderingLossConfig:
+    """Weights of the terms; zero leaves a term out."""
+
+    rendered_depth: float = 1.0
+    rendered_semantic: float = 1.0
+    entropy: float = 0.01
+    distortion: float = 0.01
+    target: str = "range"
+    """What rendered depth is held against: "range": the distance along the ray. "z": the camera's z, as RenderOcc has
+    it, which is shorter away from the middle of the picture."""
+    variance_focus: float = 0.85
+    """How much of a depth error common to all rays of a sample is forgiven; below 1."""
+    class_weights: tuple[float, ...] | None = None
+    """Of the cross-entropy; see balancing_weights."""
+
+    def __post_init__(self) -> None:
+        """Refuse a choice that does not exist and weights that are no weights."""
+        if self.target not in TARGETS:
+            raise ValueError(f"RenderingLossConfig.target={self.target!r}: expected one of {TARGETS}")
+        weights = {name: getattr(self, name) for name in RENDERING_TERMS}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(
+                f"RenderingLossConfig: weights must not be negative, and one must be positive; got {weights}"
+            )
+        if not 0 <= self.variance_focus < 1:
+            raise ValueError(f"RenderingLossConfig.variance_focus={self.variance_focus}: expected 0 <= value < 1")
+
+
+def renderocc_losses(*, target: str = "z") -> RenderingLossConfig:
+    """What RenderOcc is trained with; go with it RenderConfig's renderocc_rendering()."""
+    return RenderingLossConfig(target=target, class_weights=balancing_weights(NUSCENES_RAY_COUNTS))
+
+
+def silog_depth(depth_R: Tensor, target_R: Tensor, *, variance_focus: float) -> Tensor:
+    """Scale-invariant error of logarithms (Eigen et al., 2014): sqrt(mean(e^2) - variance_focus * mean(e)^2).
+
+    Over the rays with a target: finite and above zero. Zero, with zero gradients, where there is none or where nothing
+    is wrong; the reference gives NaN.
+
+    Args:
+        depth_R: Rendered, metres, not negative.
+        target_R: Measured, metres.
+        variance_focus: In [0, 1).
+    """
+    measured = (target_R > 0) & target_R.isfinite()
+    error_L = torch.log(depth_R[measured].float() + _TINY) - torch.log(target_R[measured].float())
+    count = max(len(error_L), 1)
+    square = (error_L**2).sum() / count - variance_focus * (error_L.sum() / count) ** 2
+    return square.clamp(min=_LEAST_SQUARE).sqrt() * (square > _LEAST_SQUARE)
+
+
+def ray_cross_entropy(
+    scores_RK: Tensor, labels_R: Tensor, *, unknown: int, class_weights: Sequence[float] | None = None
+) -> Tensor:
+    """(Weighted) mean cross-entropy over the rays whose label is known.
+
+    Zero, with zero gradients, where there is none; the reference gives NaN.
+
+    Args:
+        scores_RK: Rendered class scores, not normalised.
+        labels_R: int64 class ids.
+        unknown: Label of rays that do not count.
+        class_weights: One for each of the K classes.
+    """
+    known = labels_R != unknown
+    scores_LK, labels_L = scores_RK[known].float(), labels_R[known]
+    weight_L = torch.ones_like(scores_LK[:, 0])
+    if class_weights is not None:
+        weight_L = scores_LK.new_tensor(class_weights)[labels_L]
+    entropy_L = F.cross_entropy(scores_LK, labels_L, reduction="none")
+    return (entropy_L * weight_L).sum() / weight_L.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def ray_entropy(transmittance_R: Tensor) -> Tensor:
+    """Mean entropy of hitting something or nothing, in nats: rays should do the one or the other. Zero without rays."""
+    through_R = transmittance_R.float().clamp(1e-6, 1 - 1e-6)
+    entropy_R = -(through_R * through_R.log() + (1 - through_R) * (1 - through_R).log())
+    return entropy_R.sum() / max(len(entropy_R), 1)
+
+
+def rendering_losses(rendered: RenderedRays, rays: Rays, config: RenderingLossConfig, *, unknown: int) -> Losses:
+    """Every term that the config gives a weight: of each sample's rays, then the mean over the samples that have some.
+
+    Args:
+        rendered: What the rays see.
+        rays: The same rays, with what was measured; Rays.within leaves out those too far away before rendering.
+        config: Terms and weights.
+        unknown: Label of rays without one.
+
+    Raises:
+        ValueError: rendered rays and rays that differ in number, or labels that are no class.
+    """
+    classes = rendered.semantic_RK.shape[1]
+    _check(rendered, rays, config, unknown, classes)
+    terms: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {}
+    target_R = rays.range_R if config.target == "range" else rays.depth_R
+    every_R = torch.ones_like(rays.label_R, dtype=torch.bool)
+    if config.rendered_depth:
+        terms["rendered_depth"] = (
+            (target_R > 0) & target_R.isfinite(),
+            lambda i: silog_depth(rendered.depth_R[i], target_R[i], variance_focus=config.variance_focus),
+        )
+    if config.rendered_semantic:
+        terms["rendered_semantic"] = (
+            rays.label_R != unknown,
+            lambda i: ray_cross_entropy(
+                rendered.semantic_RK[i], rays.label_R[i], unknown=unknown, class_weights=config.class_weights
+            ),
+        )
+    if config.entropy:
+        terms["entropy"] = every_R, lambda i: ray_entropy(rendered.transmittance_R[i])
+    if config.distortion:
+        terms["distortion"] = every_R, lambda i: rendered.distortion_R[i].float().mean()
+    with torch.autocast(rendered.depth_R.device.type, enabled=False):
+        parts = [_term(name, *term, rays.sample_R, rendered, getattr(config, name)) for name, term in terms.items()]
+    return Losses(parts=tuple(parts))
+
+
+def _term(
+    name: str,
+    labelled_R: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    sample_R: Tensor,
+    rendered: RenderedRays,
+    weight: float,
+) -> LossTerm:
+    """Mean of ``loss(index of a sample's rays)`` over the samples with a labelled ray."""
+    samples = sample_R[labelled_R].unique().tolist()
+    if not samples:
+        logger.info("loss %s: no ray in this batch carries a label for it; it is zero", name)
+        value = 0.0 * (rendered.depth_R.sum() + rendered.semantic_RK.sum())  # so that backward() has its way
+    else:
+        values = [loss((labelled_R & (sample_R == b)).nonzero()[:, 0]) for b in samples]
+        value = torch.stack(values).mean()
+    return LossTerm(name=name, value=value, weight=weight, labelled=int(labelled_R.sum()))
+
+
+def _check(rendered: RenderedRays, rays: Rays, config: RenderingLossConfig, unknown: int, classes: int) -> None:
+    if len(rendered.depth_R) != len(rays):
+        raise ValueError(f"rendering_losses: {len(rendered.depth_R)} rendered rays, but {len(rays)} rays")
+    if config.class_weights is not None and len(config.class_weights) != classes:
+        raise ValueError(
+            f"RenderingLossConfig.class_weights: {len(config.class_weights)} weights for {classes} classes"
+        )
+    wrong_R = (rays.label_R != unknown) & ((rays.label_R < 0) | (rays.label_R >= classes))
+    if bool(wrong_R.any()):
+        raise ValueError(
+            f"Rays.label_R holds {rays.label_R[wrong_R].unique().tolist()[:8]}; expected 0..{classes - 1}, or "
+            f"{unknown} for unknown"
+        )
