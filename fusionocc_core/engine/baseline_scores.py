@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,10 +30,12 @@ from fusionocc_core.structures import SensorFrame
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "fusionocc-baselines-1"
+FORMAT = "fusionocc-baselines-2"
 """Part of every key: a change of what is computed or stored needs a new one."""
 CACHE = ".fusionocc"
 """Folder in a data set's root for what can be made again."""
+
+_DIGEST = hashlib.sha256().digest_size
 
 Arrays = Mapping[str, NDArray[Any]]
 Progress = Callable[[str, int, int], None]
@@ -97,13 +99,19 @@ class CloudsAndLabels:
 
         Raises:
             FileNotFoundError: a file is missing.
+            ValueError: data with a LiDAR, and keyframes without its cloud.
         """
+        keyframes = [self.frames.keyframe(index) for index in range(len(self))]
+        bare = [k.token for k in keyframes if self.frames.lidar is not None and self.frames.lidar not in k.records]
+        if bare:
+            raise ValueError(
+                f"{len(bare)} of {len(self)} keyframes have no {self.frames.lidar} cloud, such as {bare[0]}"
+            )
         digest = hashlib.sha256()
-        for index in range(len(self)):
-            keyframe = self.frames.keyframe(index)
+        for keyframe in keyframes:
             files = [occ3d_path(self.frames.root, keyframe.scene, keyframe.token)]
             digest.update(f"{keyframe.scene} {keyframe.token} {keyframe.stamp_ns}".encode())
-            if self.frames.lidar in keyframe.records:
+            if self.frames.lidar is not None:
                 sweep = keyframe.records[self.frames.lidar]
                 files.append(sweep.path)
                 digest.update(sweep.sensor2ego.tobytes() + sweep.ego2global.tobytes())
@@ -149,18 +157,20 @@ def score_baselines(
         progress: told of this process's keyframes.
 
     Raises:
-        NoBaselinesError: the split is not on the disk, or shares scenes with the evaluation.
+        NoBaselinesError: the split is not on the disk, or shares scenes with the evaluation; or one of the two lacks
+            clouds.
     """
     config = config or BaselineConfig()
     source = _open(labelled, split, config)
     target = CloudsAndLabels(labelled.frames, labelled.grid, labelled.label_set, config.cloud_history)
+    evaluated = _fingerprint_of_evaluation(target)
     name = f"{source.frames.version} {split}"
     fit_key = {
         **{"format": FORMAT, "name": name, "config": asdict(config), "data": source.fingerprint()},
         **{"grid": repr(labelled.grid), "label_set": repr(labelled.label_set)},
     }
     indices = spread(len(labelled), limit)
-    key = {**fit_key, "evaluated": target.fingerprint(), "indices": list(indices), "rays": labelled.rays}
+    key = {**fit_key, "evaluated": evaluated, "indices": list(indices), "rays": labelled.rays}
     counts = world.gather(_read(cache, "scores", key) if world.is_main else None)[0]
     if counts is None:
         fitted = partial(_fit, source, config, name, progress)
@@ -203,6 +213,13 @@ def _open(labelled: LabelledFrames, split: str, config: BaselineConfig) -> Cloud
             "none of them with --baseline-split"
         )
     return source
+
+
+def _fingerprint_of_evaluation(target: CloudsAndLabels) -> str:
+    try:
+        return target.fingerprint()
+    except (FileNotFoundError, ValueError) as error:
+        raise NoBaselinesError(f"keyframes of the evaluation: {error}; leave them out with --no-baselines") from error
 
 
 class _Counts(Dataset[dict[str, NDArray[np.int64]]]):
@@ -259,7 +276,7 @@ def _report(labelled: LabelledFrames, counts: NDArray[np.int64]) -> OccupancyRep
 
 def _path(folder: Path, what: str, key: Mapping[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return folder / f"baseline-{what}-{digest[:20]}.npz"
+    return folder / f"baseline-{what}-{digest[:20]}.cache"
 
 
 def _cached(folder: Path | None, what: str, key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
@@ -275,11 +292,16 @@ def _read(folder: Path | None, what: str, key: Mapping[str, Any]) -> Arrays | No
     if folder is None or not (path := _path(folder, what, key)).is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        logger.warning("%s is damaged and made again (%s)", path, error)
+        content = path.read_bytes()
+    except OSError as error:
+        logger.warning("%s cannot be read and is made again (%s)", path, error)
         return None
+    # NumPy fails in a dozen ways on a damaged file; the digest in front tells first.
+    if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+        logger.warning("%s is damaged and made again", path)
+        return None
+    with np.load(io.BytesIO(content[_DIGEST:]), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
     return arrays if str(arrays.pop("key", "")) == json.dumps(key, sort_keys=True) else None
 
 
@@ -287,10 +309,13 @@ def _write(folder: Path | None, what: str, key: Mapping[str, Any], arrays: Array
     """Keep arrays under a key; without a place to write, they are made anew next time."""
     if folder is None:
         return
+    buffer = io.BytesIO()
+    named: dict[str, Any] = {"key": np.array(json.dumps(key, sort_keys=True)), **arrays}
+    np.savez_compressed(buffer, **named)
+    content = buffer.getvalue()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(_path(folder, what, key)) as file:
-            named: dict[str, Any] = {"key": np.array(json.dumps(key, sort_keys=True)), **arrays}
-            np.savez_compressed(file, **named)
+            file.write(hashlib.sha256(content).digest() + content)
     except OSError as error:
         logger.warning("baselines are not kept for the next time: %s", error)

@@ -243,6 +243,33 @@ def test_two_processes_give_the_numbers_of_one(tree, tmp_path, spawner):
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [one, one]
 
 
+def test_a_kept_file_with_any_byte_wrong_is_never_an_error(tmp_path):
+    key = {"of": "a test"}
+    baseline_scores._write(tmp_path, "fit", key, {"numbers": np.random.default_rng(0).integers(0, 5, 3000)})
+    (path,) = tmp_path.iterdir()
+    whole, damaged = path.read_bytes(), 0
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        damaged += baseline_scores._read(tmp_path, "fit", key) is None
+    assert damaged == len(range(0, len(whole), 3)) > 100
+    path.write_bytes(whole)
+    assert (baseline_scores._read(tmp_path, "fit", key) or {})["numbers"].shape == (3000,)
+
+
+def test_keyframes_without_cloud_cost_the_baselines_and_not_the_evaluation(tmp_path):
+    root = write_labelled_tree(tmp_path / "data")
+    frames = NuScenesFrames(root.root, split="mini_val")
+    sweep = frames.keyframe(1).records[frames.lidar]
+    rows = root.rows("sample_data")
+    root.write("sample_data", [row for row in rows if row["token"] != sweep.token])
+    with pytest.raises(NoBaselinesError, match=r"evaluation: 1 of 3 keyframes have no LIDAR_TOP cloud"):
+        held_against(root.root, None)
+    root.write("sample_data", rows)
+    sweep.path.unlink()
+    with pytest.raises(NoBaselinesError, match=r"evaluation: .*No such file .*--no-baselines"):
+        held_against(root.root, None)
+
+
 def test_no_training_split(tree):
     assert training_split_of("val") == "train"
     assert training_split_of("sim_val") == "sim_train"
