@@ -55,9 +55,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--compare",
         type=Path,
         nargs="?",
-        const=Path(),
+        const=True,
         metavar="DIR",
-        help=f"afterwards compare with the labels in DIR (default: ROOT), and write DIR_OF_LABELS/{COMPARISON}",
+        help=f"afterwards compare with the labels in DIR (default: ROOT), and write {COMPARISON} into that of --out",
     )
     parser.set_defaults(run=run)
 
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             f"{missing[0]}; extract nuScenes-lidarseg again, or remove lidarseg.json and take --boxes-only"
         )
     out = args.root if args.out is None else args.out
-    truth = None if args.compare is None else args.root if args.compare == Path() else args.compare
+    truth = args.root if args.compare is True else args.compare
     with Console(stderr=True).status("reading the tables"):
         frames = NuScenesFrames(args.root, version=version, split=args.split, scenes=args.scenes)
     if truth is not None:

@@ -56,7 +56,7 @@ def claim(out: Path, frames: NuScenesFrames, config: LabelConfig) -> None:
                 f"{folder} holds labels made with other settings ({'; '.join(changed)}); "
                 "choose another folder with --out, or delete it"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise FileExistsError(
             f"{folder} holds labels that this command did not make; it overwrites none: choose a folder with --out"
         )

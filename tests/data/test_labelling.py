@@ -17,6 +17,8 @@ from fusionocc_core.data.occ3d import occ3d_path, read_occ3d
 from fusionocc_core.data.surroundocc import read_surroundocc, surroundocc_path
 from fusionocc_core.geometry import apply, inverse
 from fusionocc_core.grids import OCC3D_GRID, OCC3D_LABELS, VoxelGrid
+from fusionocc_core.labelling.config import LabelConfig
+from fusionocc_core.labelling.files import NOTE, claim
 from fusionocc_core.metrics.truth import OccupancyTruth
 
 CAR, ROAD, WALL, OTHERS, FREE = (
@@ -249,12 +251,19 @@ def test_compare_gives_the_numbers_of_a_known_difference(
         (["--split", "test"], "split='test'"),
         (["--compare"], "where the labels go"),
         (["--out", "OTHER", "--compare"], "have no labels"),
+        (["--compare", "."], "have no labels in .,"),
         (["--out", "FILE"], "FILE"),
     ],
 )
 def test_wrong_arguments_are_answered_before_the_work(
-    known: Tree, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    known: Tree,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text("a file, not a folder")
     words = [str(tmp_path / word) if word.isupper() else word for word in arguments]
     assert main(["label", str(known.root), *words]) == 2
@@ -270,6 +279,13 @@ def test_labels_of_others_and_other_settings_are_never_touched(
     assert "did not make" in capsys.readouterr().err
     assert main(["label", str(known.root), "--out", str(out), "--densify"]) == 2
     assert "densify: False, not True" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_before_its_note_was_whole_goes_on(frames: NuScenesFrames, tmp_path: Path) -> None:
+    (tmp_path / "gts").mkdir()
+    (tmp_path / "gts" / f".{NOTE}.123").write_text("{")
+    claim(tmp_path, frames, LabelConfig())
+    assert json.loads((tmp_path / "gts" / NOTE).read_bytes())["layout"] == "occ3d"
 
 
 def test_data_that_cannot_be_labelled_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
