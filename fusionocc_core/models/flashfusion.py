@@ -100,8 +100,8 @@ class FlashFusionConfig:
             )
         if self.depth_bins.spacing != "linear":
             raise ValueError(
-                f"FlashFusionConfig: depth_bins.spacing={self.depth_bins.spacing!r}: the lift reads between bins "
-                "of equal width; choose 'linear'"
+                f"FlashFusionConfig: depth_bins.spacing={self.depth_bins.spacing!r}: the lift reads between bins of "
+                "equal width; choose 'linear'"
             )
         self._check_reach()
         if self.inputs.camera_history or not self.inputs.presence_masks or not 0 < self.free_prior < 1:
