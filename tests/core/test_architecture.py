@@ -24,7 +24,7 @@ FLOORS = (
     ("layers", "metrics"),
     ("structures",),
     ("grids",),
-    ("ops", "losses", "checkpoints", "geometry"),
+    ("ops", "losses", "checkpoints", "geometry", "gaussians"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(reversed(FLOORS)) for name in names}
 ROS_PACKAGES = {"rclpy", "fusionocc_ros", "fusionocc_msgs", "sensor_msgs", "std_msgs", "rosbags", "tf2_msgs"}
