@@ -83,7 +83,8 @@ class OccupancyExamples:
     """The keyframes of a data set with Occ3D labels.
 
     Every draw for a sample comes from a generator that is seeded with the run's seed and the sample's key, so that the
-    same key gives the same example in any process and at any time.
+    same key gives the same example in any process and at any time, whatever it is joined with. Only how many cameras
+    ``drop_sensors`` leaves follows from the first key of a batch, since the samples must have equally many.
 
     Args:
         frames: the keyframes, with the history that the network wants.
@@ -111,7 +112,9 @@ class OccupancyExamples:
         frames = [self.frames[key.sample] for key in keys]
         generators = [torch.Generator().manual_seed(draw_seed(self.seed, *key)) for key in keys]
         fewest = min(len(frame.cameras) for frame in frames)
-        cameras = draw_cameras(self.config.sensor_dropout, fewest, generators[0])
+        # Not from a sample's own generator, whose draws do not depend on what it is joined with.
+        joint = torch.Generator().manual_seed(draw_seed(self.seed, keys[0].epoch, -1 - keys[0].sample))
+        cameras = draw_cameras(self.config.sensor_dropout, fewest, joint)
         parts = []
         for key, frame, generator in zip(keys, frames, generators, strict=True):
             batch, targets = self._one(key.sample, frame, generator)

@@ -122,6 +122,16 @@ def test_draws_follow_from_the_key_alone(frames):
     assert torch.equal(together.targets.labels_BXYZ[0], first.targets.labels_BXYZ[0])
 
 
+def test_draws_do_not_depend_on_the_place_in_a_batch(frames):
+    examples = source(frames, small())
+    joined = examples.examples([SampleKey(1, 0), SampleKey(1, 2)])
+    for place, sample in enumerate((0, 2)):
+        alone = examples.examples([SampleKey(1, sample)])
+        assert torch.equal(joined.batch.image_aug_BTN44[place], alone.batch.image_aug_BTN44[0])
+        assert torch.equal(joined.batch.images_BTNCHW[place], alone.batch.images_BTNCHW[0])
+        assert torch.equal(joined.targets.labels_BXYZ[place], alone.targets.labels_BXYZ[0])
+
+
 def test_depth_labels_are_the_measured_bins(frames):
     example = source(frames, small_plain()).examples([SampleKey(0, 1)])
     depth_BNHW, bins_BNhw = example.batch.depth_BNHW, example.targets.depth_bins_BNhw
