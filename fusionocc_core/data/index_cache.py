@@ -67,7 +67,8 @@ class Index:
 
     def keyframes(self, scenes: list[str], channels: set[str]) -> list[Keyframe]:
         """The keyframes of the scenes with the records of the channels, scene after scene, in the order of time."""
-        wanted = {n for n, name in enumerate(self.scene_names) if name in set(scenes)}
+        chosen = set(scenes)
+        wanted = {n for n, name in enumerate(self.scene_names) if name in chosen}
         numbers = {n for n, channel in enumerate(self.channels) if channel in channels}
         first, end = self.arrays["keyframe.records"].T.tolist()
         columns = [self.arrays[f"keyframe.{name}"].tolist() for name in ("scene", "position", "stamp_ns")]
