@@ -1,0 +1,241 @@
+"""Rays for volume rendering, from labelled LiDAR points that cameras see (RenderOcc), and which of them to train with.
+
+Rays go through the pictures as they were taken, whatever is done to the network's input, so that they exist without
+any picture. Rays of neighbouring frames show what is hidden now; they may lie in the future, which is for training
+only.
+
+Legend: P points, R rays.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusionocc_core.geometry import apply, check_rigid, inverse, project
+from fusionocc_core.ops.volume_render_rays import Rays
+from fusionocc_core.structures import CameraImage, LidarSweep
+
+logger = logging.getLogger(__name__)
+
+NUSCENES_POINT_COUNTS = (
+    2854504,
+    7291443,
+    141614,
+    4239939,
+    32248552,
+    1583610,
+    364372,
+    2346381,
+    582961,
+    4829021,
+    14073691,
+    191019309,
+    6249651,
+    55095657,
+    58484771,
+    193834360,
+    131378779,
+)
+"""Labelled points of each of the 17 classes that are not free, as RenderOcc samples with them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Which rays are made and drawn. The defaults correct what renderocc_rays() has from the reference."""
+
+    count: int = 38_400
+    """Most rays of a sample."""
+    farthest: float = 52.0
+    """Depths beyond, metres, give no rays."""
+    border: float = 1.0
+    """Pixels at the picture's sides that give no rays."""
+    whole_pixels: bool = False
+    """Rays go through the middle of the pixel that a point falls on (RenderOcc), not through the point itself."""
+    class_counts: tuple[int, ...] | None = NUSCENES_POINT_COUNTS
+    """Rare classes are drawn more often by exp(balance * (most / count - 1)); None counts the rays at hand."""
+    balance: float = 0.005
+    most_balance: float | None = 10.0
+    """Most that a class's rays are favoured by; None: no bound, which makes a bicycle's 933 times as likely."""
+    neighbour_weight: float = 0.3
+    """Of rays of other frames than the current one."""
+    moving: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 9, 10)
+    """Classes of things that may have moved: other frames give no rays of them."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        if self.count < 1 or not self.farthest > 0 or self.border < 0 or self.balance < 0:
+            raise ValueError(
+                f"RayConfig: count={self.count} and farthest={self.farthest} must be positive, border={self.border} "
+                f"and balance={self.balance} not negative"
+            )
+        if not 0 <= self.neighbour_weight <= 1 or (self.most_balance is not None and self.most_balance < 1):
+            raise ValueError(
+                f"RayConfig: expected 0 <= neighbour_weight={self.neighbour_weight} <= 1 and "
+                f"most_balance={self.most_balance} of 1 or more"
+            )
+        if self.class_counts is not None and min(self.class_counts, default=0) < 1:
+            raise ValueError(f"RayConfig.class_counts={self.class_counts}: expected 1 or more of every class")
+
+
+def renderocc_rays() -> RayConfig:
+    """As RenderOcc draws them: barriers count as moving, bicycles and motorcycles do not."""
+    return RayConfig(whole_pixels=True, most_balance=None, moving=(0, 1, 3, 4, 5, 7, 9, 10))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelDepths:
+    """Points as a camera sees them."""
+
+    uv_P2: NDArray[np.float64]
+    """Pixels of the picture as it was taken."""
+    depth_P: NDArray[np.float64]
+    """z in the camera's axes, metres."""
+    label_P: NDArray[np.integer]
+    """Classes."""
+
+
+def camera_rays(
+    sweep: LidarSweep,
+    labels_P: NDArray[np.integer],
+    camera: CameraImage,
+    keyego2global: NDArray[np.float64],
+    config: RayConfig,
+) -> Rays:
+    """One ray for each point that a camera sees, in the key ego frame; points behind others are kept, as in RenderOcc.
+
+    Args:
+        sweep: the cloud.
+        labels_P: class of each of its points.
+        camera: any camera, at its own stamp; that of another frame gives neighbouring rays.
+        keyego2global: (4, 4) ego pose that the volume belongs to. RenderOcc takes that of the same camera at the key
+            time for each camera, though its volume belongs to the first camera's.
+        config: which.
+
+    Raises:
+        ValueError: another number of labels than points, or a pose that is not rigid.
+    """
+    if labels_P.shape != (len(sweep.points),):
+        raise ValueError(f"labels_P: shape {labels_P.shape}, expected ({len(sweep.points)},), one for each point")
+    cam2global = camera.ego2global @ camera.cam2ego
+    points_cam = apply(inverse(cam2global) @ sweep.ego2global @ sweep.lidar2ego, sweep.points[:, :3].astype(np.float64))
+    uvz = project(camera.intrinsics, points_cam)
+    size, margin = np.array(camera.image.shape[1::-1]), config.border
+    with np.errstate(invalid="ignore"):
+        inside = ((uvz[:, :2] > margin) & (uvz[:, :2] < size - margin)).all(axis=1)
+        seen = inside & (uvz[:, 2] > 0) & (uvz[:, 2] <= config.farthest)
+    if not seen.any():
+        logger.info(
+            "camera %s: sees none of %d points up to %g m, gives no rays", camera.name, len(uvz), config.farthest
+        )
+    pixels = PixelDepths(uv_P2=uvz[seen, :2], depth_P=uvz[seen, 2], label_P=labels_P[seen])
+    cam2keyego = inverse(check_rigid("keyego2global", keyego2global)) @ cam2global
+    return pixel_rays(pixels, camera.intrinsics, cam2keyego, whole_pixels=config.whole_pixels)
+
+
+def pixel_rays(
+    pixels: PixelDepths,
+    intrinsics: NDArray[np.float64],
+    cam2keyego: NDArray[np.float64],
+    *,
+    whole_pixels: bool = False,
+) -> Rays:
+    """Rays through pixels, in the key ego frame.
+
+    Args:
+        pixels: where, and what was measured.
+        intrinsics: (3, 3), pixels.
+        cam2keyego: (4, 4) from the camera at its stamp to the ego frame at the key time.
+        whole_pixels: see RayConfig.
+
+    Raises:
+        ValueError: cam2keyego is not rigid.
+    """
+    cam2keyego = check_rigid("cam2keyego", cam2keyego)
+    uv = np.trunc(pixels.uv_P2) + 0.5 if whole_pixels else np.asarray(pixels.uv_P2, dtype=np.float64)
+    homogeneous = np.concatenate([uv, np.ones((len(uv), 1))], axis=1)
+    direction = homogeneous @ np.linalg.inv(np.asarray(intrinsics, dtype=np.float64)).T @ cam2keyego[:3, :3].T
+    return Rays(
+        origin_R3=torch.tensor(cam2keyego[:3, 3], dtype=torch.float32).repeat(len(uv), 1),
+        direction_R3=torch.tensor(direction, dtype=torch.float32),
+        depth_R=torch.tensor(pixels.depth_P, dtype=torch.float32),
+        label_R=torch.tensor(pixels.label_P.astype(np.int64)),
+        sample_R=torch.zeros(len(uv), dtype=torch.int64),
+    )
+
+
+def sampling_weights(label_R: Tensor, neighbour_R: Tensor, config: RayConfig) -> Tensor:
+    """(R,) float64: how likely each ray is drawn, up to a factor.
+
+    Args:
+        label_R: int64 classes.
+        neighbour_R: Bool: rays of other frames than the current one.
+        config: how.
+
+    Raises:
+        ValueError: labels beyond the classes of class_counts, or negative ones.
+    """
+    lowest, highest = (int(label_R.min()), int(label_R.max())) if len(label_R) else (0, 0)
+    if lowest < 0 or (config.class_counts is not None and highest >= len(config.class_counts)):
+        classes = "or more" if config.class_counts is None else f"to {len(config.class_counts) - 1}"
+        raise ValueError(
+            f"label_R holds {lowest} to {highest}; expected 0 {classes}; leave rays without a class out with "
+            "Rays.select"
+        )
+    if config.class_counts is None:
+        counts = torch.bincount(label_R).clamp(min=1).double()
+    else:
+        counts = torch.tensor(config.class_counts, dtype=torch.float64)
+    favour = torch.exp(config.balance * (counts.max() / counts - 1)) if len(counts) else counts
+    if config.most_balance is not None:
+        favour = favour.clamp(max=config.most_balance)
+    moves_R = torch.isin(label_R, torch.tensor(config.moving, dtype=torch.int64))
+    in_time_R = torch.where(neighbour_R, config.neighbour_weight * (~moves_R).double(), 1.0)
+    return favour[label_R] * in_time_R
+
+
+def sample_rays(current: Rays, neighbours: Rays, config: RayConfig, generator: torch.Generator) -> Rays:
+    """At most ``config.count`` rays of one sample, drawn by their weights without replacement.
+
+    Rays of weight zero (what may have moved in other frames) and those beyond ``farthest`` are never drawn; RenderOcc
+    takes all where there are fewer than ``count``, and drops the far ones after drawing.
+
+    Args:
+        current: of the current frame.
+        neighbours: of other frames, in the same frame of reference; may be empty.
+        config: how many, and how.
+        generator: a CPU generator.
+    """
+    current, neighbours = current.within(config.farthest), neighbours.within(config.farthest)
+    neighbour_R = torch.arange(len(current) + len(neighbours)) >= len(current)
+    label_R = torch.cat([current.label_R, neighbours.label_R])
+    weight_R = sampling_weights(label_R, neighbour_R, config)
+    possible = weight_R.nonzero()[:, 0]
+    if not len(possible):
+        logger.info("rays: none of %d can be drawn; this sample gives nothing to render", len(label_R))
+    if len(possible) > config.count:
+        possible = possible[torch.multinomial(weight_R[possible], config.count, generator=generator)]
+    possible = possible.sort().values
+    return join_rays([current, neighbours]).select(possible)
+
+
+def join_rays(parts: list[Rays]) -> Rays:
+    """Rays of several cameras or frames of one sample, one after the other.
+
+    Raises:
+        ValueError: no part at all.
+    """
+    if not parts:
+        raise ValueError("join_rays: expected one part or more")
+    return Rays(
+        origin_R3=torch.cat([part.origin_R3 for part in parts]),
+        direction_R3=torch.cat([part.direction_R3 for part in parts]),
+        depth_R=torch.cat([part.depth_R for part in parts]),
+        label_R=torch.cat([part.label_R for part in parts]),
+        sample_R=torch.cat([part.sample_R for part in parts]),
+    )
