@@ -32,7 +32,7 @@ setup(
     maintainer="fusionocc maintainers",
     maintainer_email="maintainers@fusionocc.invalid",
     packages=find_packages(include=["fusionocc_core", "fusionocc_core.*", "fusionocc_ros", "fusionocc_ros.*"]),
-    package_data={"fusionocc_core": ["py.typed"]},
+    package_data={"fusionocc_core": ["py.typed", "weights/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (SHARE, ["package.xml"]),

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+DEFAULT_PRESET = "flashfusion-mini"
+"""The network that is taken where none is named; its trained weights come with the package."""
+
 _HOME = {
     "CameraImage": "structures",
     "InputConfig": "structures",
@@ -30,7 +33,7 @@ _HOME = {
     "save_model": "checkpoints",
 }
 
-__all__ = [*_HOME, "__version__"]
+__all__ = [*_HOME, "DEFAULT_PRESET", "__version__"]
 
 if TYPE_CHECKING:
     from fusionocc_core.checkpoints import save_model as save_model

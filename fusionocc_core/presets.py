@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fusionocc_core import DEFAULT_PRESET
 from fusionocc_core.checkpoints import (
     ModelCard,
     decode_config,
@@ -60,6 +61,9 @@ PRESETS: dict[str, Callable[[], NetworkConfig]] = {
     "panoptic-flashocc-longterm8f": panoptic_flashocc_longterm8f,
     "flashocc-tiny-panoptic": flashocc_tiny_panoptic,
 }
+
+SHIPPED_WEIGHTS = {"flashfusion-mini": "flashfusion-mini.safetensors"}
+"""Presets whose trained weights come with the package: their files in fusionocc_core/weights, beside their cards."""
 
 FRESH_SEED = 0
 """What `fusionocc predict` and the node draw fresh weights with, so that all runs have the same ones."""
@@ -122,11 +126,14 @@ def load_model(
 ) -> OccupancyNetwork:
     """A network in inference mode (``model.train()`` for training).
 
-    ``load_model("fusionocc-tiny")`` has fresh weights, ``load_model("fusionocc-base", checkpoint="fusion_occ.pth")``
-    those of an official file or of one of ours, ``load_model("mine.safetensors")`` everything from a file of ours.
+    ``load_model()`` is the default preset with the trained weights that come with the package.
+    ``load_model("fusionocc-tiny")`` has fresh weights, since none come with that preset (SHIPPED_WEIGHTS has the list;
+    ``make_network(preset_config(name))`` is fresh in any case), ``load_model("fusionocc-base",
+    checkpoint="fusion_occ.pth")`` those of an official file or of one of ours, ``load_model("mine.safetensors")``
+    everything from a file of ours.
 
     Args:
-        preset_or_path: A name out of list_presets(), or a file written by save_model.
+        preset_or_path: A name out of list_presets(), or a file written by save_model; None: DEFAULT_PRESET.
         checkpoint: With a preset: the file to take the weights from. Official layouts: see checkpoints.read_official.
         device: Where to put the network; None: where PyTorch makes new tensors, which is the CPU unless told otherwise.
 
@@ -135,10 +142,7 @@ def load_model(
         ValueError: an unknown preset, or a file that does not fit; the message names what differs.
     """
     if preset_or_path is None:
-        raise ValueError(
-            "load_model: no trained weights come with this version; name a preset for fresh weights "
-            f"({', '.join(PRESETS)}) or a file of weights"
-        )
+        preset_or_path = DEFAULT_PRESET
     if isinstance(preset_or_path, Path) or _looks_like_file(preset_or_path):
         if checkpoint is not None:
             raise ValueError(
@@ -150,12 +154,25 @@ def load_model(
     return (model if device is None else model.to(device)).eval()
 
 
+def shipped_weights(name: str) -> Path:
+    """The file of trained weights that comes with the package for a preset.
+
+    Raises:
+        ValueError: none comes with this preset.
+    """
+    if name not in SHIPPED_WEIGHTS:
+        raise ValueError(f"no trained weights come with {name!r}; they do with {', '.join(SHIPPED_WEIGHTS)}")
+    return Path(__file__).parent / "weights" / SHIPPED_WEIGHTS[name]
+
+
 def _looks_like_file(name: str) -> bool:
     return name not in PRESETS and (Path(name).is_file() or Path(name).suffix in (".safetensors", ".pth", ".pt"))
 
 
 def _from_preset(name: str, checkpoint: Path | None) -> OccupancyNetwork:
     config = preset_config(name)
+    if checkpoint is None and name in SHIPPED_WEIGHTS:
+        return _from_preset(name, shipped_weights(name))
     if checkpoint is None:
         model = make_network(config)
         model.card = ModelCard(preset=name, trained_on=UNTRAINED)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusionocc_core import DEFAULT_PRESET
 from fusionocc_ros.processes import Child, Processes, describe, failure
 from fusionocc_ros.requirements import require
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from fusionocc_ros.bag import BagSummary
     from fusionocc_ros.collector import Collector
 
-DEFAULT_MODEL = "fusionocc-tiny"
 ANSWERS = "/fusionocc/occupancy"
 """Where the node publishes, under its own name."""
 
@@ -94,7 +94,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--cameras", nargs="+", metavar="NAME", help="only these cameras, such as CAM_FRONT (default: all)"
     )
     parser.add_argument("--keyframes", type=int, metavar="N", help="only the first N keyframes of the scene")
-    parser.add_argument("--model", help=f"network, see `fusionocc presets` (default: {DEFAULT_MODEL})")
+    parser.add_argument("--model", help=f"network, see `fusionocc presets` (default: {DEFAULT_PRESET})")
     parser.add_argument(
         "--checkpoint", type=Path, help="its weights: an official file or one of ours; none: fresh ones"
     )
@@ -192,7 +192,7 @@ def _check_cameras(plan: DemoPlan, frames: NuScenesFrames) -> None:
     from fusionocc_core.commands.predict import refuse_too_many_cameras
     from fusionocc_core.presets import PRESETS
 
-    preset = plan.model or (None if plan.checkpoint else DEFAULT_MODEL)
+    preset = plan.model or (None if plan.checkpoint else DEFAULT_PRESET)
     if preset in PRESETS:  # of other networks the node knows more, and says it
         refuse_too_many_cameras(frames.cameras, PRESETS[preset]().inputs.num_cameras)
 
@@ -228,7 +228,7 @@ def _write_parameters(plan: DemoPlan, frames: NuScenesFrames) -> Path:
     values: dict[str, Any] = {"use_sim_time": True, "confidence": True, "camera_names": list(frames.cameras)}
     values["sync.deadline"] = SYNC_DEADLINE_S
     # A file of ours says which network it is for; a preset named beside it must fit.
-    values["preset"] = str(plan.model or (plan.checkpoint.resolve() if plan.checkpoint else DEFAULT_MODEL))
+    values["preset"] = str(plan.model or (plan.checkpoint.resolve() if plan.checkpoint else DEFAULT_PRESET))
     if plan.checkpoint is not None and plan.model is not None:
         values["checkpoint"] = str(plan.checkpoint.resolve())
     values["lidar.topic"] = lidar_topic(str(frames.lidar))

@@ -72,7 +72,9 @@ def _exported(parameters: NodeParameters) -> ExportedModel | None:
             )
         return None
     if parameters.runtime == TORCH:
-        raise ValueError(f"runtime: torch runs weights, and checkpoint ({parameters.checkpoint}) is an exported network")
+        raise ValueError(
+            f"runtime: torch runs weights, and checkpoint ({parameters.checkpoint}) is an exported network"
+        )
     model = load_exported(parameters.checkpoint, parameters.runtime)
     model.check_rig(len(parameters.camera_names))
     return model

@@ -23,7 +23,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
-from fusionocc_ros import parameters as node_parameters
+from fusionocc_ros import declared
 from fusionocc_ros.assemble import Assembler
 from fusionocc_ros.causes import CAUSES
 from fusionocc_ros.dds import use_shipped_profile
@@ -90,8 +90,8 @@ class OccNode(LifecycleNode):
         self._state = "unconfigured"
         self._active_since = 0.0
         self._clock_said = False
-        node_parameters.declare(self)
-        for name, nearest in node_parameters.unknown_names(self).items():
+        declared.declare(self)
+        for name, nearest in declared.unknown_names(self).items():
             hint = f"; did you mean {nearest}?" if nearest else ""
             self.get_logger().warning(f"parameter {name} is set but not known{hint}")
 
@@ -112,7 +112,7 @@ class OccNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the parameters, load the network, follow calibration and transforms."""
         try:
-            self._configure(node_parameters.read(self))
+            self._configure(declared.read(self))
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             self.get_logger().error(f"cannot configure: {error}")
             self._take_down()
@@ -217,7 +217,7 @@ class OccNode(LifecycleNode):
 
     def _refuse_change(self, changes: list[Any]) -> SetParametersResult:
         """Parameters are read at configuration: a later change would be accepted and do nothing."""
-        ours = node_parameters.known_names(self)
+        ours = declared.known_names(self)
         late = [change.name for change in changes if change.name in ours]
         if late and self._state not in ("unconfigured", "finalized"):
             return SetParametersResult(

@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusionocc_core import DEFAULT_PRESET
+
 if TYPE_CHECKING:
     from fusionocc_core.data.nuscenes import NuScenesFrames
     from fusionocc_core.predictor import OccupancyModel
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from fusionocc_core.viz.export import ResultPaths
     from fusionocc_core.viz.summary import Summary
 
-DEFAULT_PRESET = "fusionocc-tiny"
 
 SETTINGS = "predict.json"
 """In the output folder: what its results were made with, so that a later run continues the same or refuses."""
@@ -43,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        help="its weights: an official file or one of ours; or the folder of an exported network; none: fresh weights",
+        help="weights: a file, official or ours, or the folder of an exported network; none: what ships, or fresh",
     )
     parser.add_argument("--version", help="folder of tables, such as v1.0-mini; not needed where there is only one")
     parser.add_argument("--scene", action="append", metavar="NAME", help="only this scene; may be given several times")

@@ -10,6 +10,7 @@ from nuscenes_tree import write_tree
 from PIL import Image
 from rich.console import Console
 
+from fusionocc_core import DEFAULT_PRESET
 from fusionocc_core.commands import predict
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.grids import OCC3D_LABELS, VoxelGrid
@@ -191,11 +192,12 @@ def parse(*arguments):
 
 
 @pytest.mark.slow
-def test_the_tiny_network_over_a_data_set(frames, tmp_path, capsys):
+def test_the_default_network_over_a_data_set(frames, tmp_path, capsys):
     args = parse("--data", frames.root, "--out", tmp_path / "out", "--scene", "scene-0103", "--device", "cpu")
     assert args.run(args) == 0
     output = capsys.readouterr().out
-    assert UNTRAINED in output
+    assert UNTRAINED not in output
+    assert "simulated streets" in output
     (volume,) = (tmp_path / "out" / "scene-0103").glob("*.npz")
     with np.load(volume) as stored:
         assert stored["labels"].shape == (200, 200, 16)
@@ -204,9 +206,9 @@ def test_the_tiny_network_over_a_data_set(frames, tmp_path, capsys):
     again = parse("--data", frames.root, "--out", tmp_path / "two", "--scene", "scene-0103", "--no-pictures")
     assert again.run(again) == 0
     with np.load(tmp_path / "two" / "scene-0103" / volume.name) as stored:
-        np.testing.assert_array_equal(stored["labels"], first)  # fresh weights are the same every time
+        np.testing.assert_array_equal(stored["labels"], first)
     other = parse("--data", frames.root, "--out", tmp_path / "two", "--preset", "fusionocc-base")
-    with pytest.raises(ValueError, match="preset was fusionocc-tiny, is fusionocc-base"):
+    with pytest.raises(ValueError, match="preset was flashfusion-mini, is fusionocc-base"):
         other.run(other)
 
 
@@ -222,7 +224,7 @@ def test_a_run_that_cannot_start_leaves_the_folder_to_the_next(frames, tmp_path,
     monkeypatch.setattr(predict, "predict_frames", lambda *arguments, **options: Summary(frames_in=5))
     right = parse("--data", frames.root, "--out", out)
     assert right.run(right) == 0
-    assert json.loads((out / predict.SETTINGS).read_text())["preset"] == "fusionocc-tiny"
+    assert json.loads((out / predict.SETTINGS).read_text())["preset"] == DEFAULT_PRESET
 
 
 def test_a_rig_of_seven_cameras_is_reduced_by_an_option(tmp_path, monkeypatch):

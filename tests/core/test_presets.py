@@ -11,12 +11,22 @@ import pytest
 import torch
 from fusionocc_cases import camera_ring, random_batch
 
+from fusionocc_core import DEFAULT_PRESET
 from fusionocc_core.data.pipeline import prepare
 from fusionocc_core.grids import OCC3D_GRID, OCC3D_LABELS
 from fusionocc_core.layers.view_transform import LiftConfig
 from fusionocc_core.models.fusionocc import FusionOcc
 from fusionocc_core.models.fusionocc_official import official_state_dict
-from fusionocc_core.presets import PRESETS, config_differences, list_presets, load_model, preset_config
+from fusionocc_core.presets import (
+    PRESETS,
+    SHIPPED_WEIGHTS,
+    config_differences,
+    list_presets,
+    load_model,
+    make_network,
+    preset_config,
+    shipped_weights,
+)
 from fusionocc_core.structures import UNTRAINED, CameraImage, InputConfig, LidarSweep, SensorFrame
 
 
@@ -53,9 +63,24 @@ def test_unknown_names_bring_the_nearest(name, message):
         load_model(name)
 
 
-def test_no_weights_ship_yet():
-    with pytest.raises(ValueError, match="no trained weights come with this version"):
-        load_model()
+def test_the_default_comes_with_trained_weights():
+    model = load_model()
+    assert (model.card.preset, model.config) == (DEFAULT_PRESET, preset_config(DEFAULT_PRESET))
+    assert "simulated streets" in model.card.trained_on
+    assert model.card.metrics["miou_camera"] > 0.4
+    named = load_model(DEFAULT_PRESET).state_dict()
+    assert all(torch.equal(named[name], tensor) for name, tensor in model.state_dict().items())
+    fresh = make_network(preset_config(DEFAULT_PRESET))
+    assert fresh.card.trained_on == UNTRAINED
+
+
+def test_weights_that_ship_are_small_and_have_a_card():
+    for name in SHIPPED_WEIGHTS:
+        path = shipped_weights(name)
+        assert path.stat().st_size < 15e6
+        assert f"# {name}" in path.with_suffix(".md").read_text()
+    with pytest.raises(ValueError, match="no trained weights come with 'fusionocc-base'"):
+        shipped_weights("fusionocc-base")
 
 
 def test_parameters_of_the_official_model(base):

@@ -291,8 +291,8 @@ def test_the_demo_answers_every_keyframe(tree, tmp_path, capsys):
     output = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in output.splitlines() if "│" in line}
     assert rows["frames in"] == rows["frames out"] == "2"
-    assert rows["weights"] == UNTRAINED
-    assert output.count(UNTRAINED) == 2
+    assert "simulated streets" in rows["weights"]
+    assert UNTRAINED not in output
     assert any(name.startswith("latency") and "p95" in name for name in rows)
     frames = NuScenesFrames(tree.root, scenes=["lot"])
     for n in range(2):

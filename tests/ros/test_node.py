@@ -40,8 +40,7 @@ from synthetic_sensors import (
 from visualization_msgs.msg import Marker, MarkerArray
 
 from fusionocc_msgs.msg import SemanticOccupancy
-from fusionocc_ros import parameters as node_parameters
-from fusionocc_ros import publishers
+from fusionocc_ros import declared, publishers
 from fusionocc_ros.causes import CAUSES
 from fusionocc_ros.convert import message_to_occupancy, ns_to_stamp, stamp_to_ns
 from fusionocc_ros.inputs import Inputs
@@ -775,7 +774,7 @@ def test_parameters_of_cameras_follow_their_names(world: World) -> None:
     values = parameters(camera_names=["LEFT", "RIGHT"], cameras__LEFT__image_topic="/left/pictures")
     values.append(Parameter("cameras.RIGHT.time_offset", value=-0.02))
     node = world.add(OccNode(engine_factory=FakeNetwork(), context=world.context, parameter_overrides=values))
-    read = node_parameters.read(node)
+    read = declared.read(node)
     left, right = read.cameras
     assert (left.image_topic, left.info_topic) == ("/left/pictures", "left/camera_info")
     assert (right.image_topic, right.time_offset) == ("right/image_rect_compressed", -0.02)

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_sensors import GRID, LABELS, points
 
+from fusionocc_core import DEFAULT_PRESET
 from fusionocc_core.structures import LidarSweep, Occupancy, SensorFrame
 from fusionocc_ros.assemble import Assembled, Moment
 from fusionocc_ros.causes import DropFrame
@@ -420,8 +421,11 @@ def test_the_shipped_profile_gives_way_to_the_users_own(monkeypatch: pytest.Monk
 
 
 def test_the_engine_is_the_network_that_the_parameters_name() -> None:
-    engine = load_engine(NodeParameters(device="cpu", confidence=True))
+    engine = load_engine(NodeParameters(device="cpu", preset="fusionocc-tiny", confidence=True))
     assert (engine.model, engine.trained_on, engine.device) == ("fusionocc-tiny", "untrained weights", "cpu")
+    engine = load_engine(NodeParameters(device="cpu"))
+    assert engine.model == DEFAULT_PRESET
+    assert "simulated streets" in engine.trained_on
     assert engine.num_cameras == 6
     assert min(engine.camera_history, engine.lidar_history) >= 0
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from synthetic_sensors import OFFICIAL_CAMERAS, START, S, Vehicle, World
 
+from fusionocc_core import DEFAULT_PRESET
 from fusionocc_core.grids import OCC3D_LABELS
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros.convert import message_to_occupancy, stamp_to_ns
@@ -72,7 +73,7 @@ def test_the_node_with_its_parameter_file_and_network_answers_and_ends_cleanly(w
             arguments += ["-r", f"/car/{camera.lower()}/{topic}:=/{camera.lower()}/{topic}"]
     process = start(domain, *arguments)
     try:
-        assert "untrained weights" in wait_for(process, "active")
+        assert "simulated streets" in wait_for(process, "active")
         got = world.collect(SemanticOccupancy, "/car/fusionocc/occupancy")
         publishers = [vehicle.lidar, *vehicle.pictures.values(), *vehicle.infos.values(), vehicle.tf]
         assert world.spin_until(lambda: all(p.get_subscription_count() for p in publishers))
@@ -84,7 +85,8 @@ def test_the_node_with_its_parameter_file_and_network_answers_and_ends_cleanly(w
         assert occupancy.label_set == OCC3D_LABELS
         assert occupancy.labels.shape == (200, 200, 16)
         assert occupancy.confidence is not None
-        assert (got[-1].model, got[-1].trained_on) == ("fusionocc-tiny", "untrained weights")
+        assert got[-1].model == DEFAULT_PRESET
+        assert "simulated streets" in got[-1].trained_on
         assert list(got[-1].cameras) == list(OFFICIAL_CAMERAS)
         vehicle.keyframe(START + S)  # it ends in the middle of work
         time.sleep(0.3)
