@@ -19,16 +19,20 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from fusionocc_core.presets import list_presets, load_model
+    from fusionocc_core.presets import SHIPPED_WEIGHTS, list_presets, make_network, preset_config
 
-    caption = "pictures: of at most so many cameras; earlier: keyframes of pictures + of sweeps"
-    table = Table(title="Presets", caption=caption)
-    table.add_column("preset", no_wrap=True)
-    for column in ("parameters", "pictures", "earlier", "voxels (ego)"):
-        table.add_column(column, overflow="fold")
+    caption = (
+        "pictures: of at most so many cameras; earlier: keyframes of pictures + of sweeps; "
+        "weights: what load_model(preset) has"
+    )
+    table = Table(title="Presets", caption=caption, padding=0)
+    for column in ("preset", "parameters", "pictures", "earlier"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("voxels (ego)", overflow="fold")
+    table.add_column("weights", no_wrap=True)
     for name in list_presets():
         with torch.device("meta"):
-            model = load_model(name)
+            model = make_network(preset_config(name))
         inputs, grid = model.config.inputs, model.config.grid
         table.add_row(
             name,
@@ -36,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
             f"{inputs.num_cameras} of {inputs.image_size[0]}x{inputs.image_size[1]}",
             f"{inputs.camera_history} + {inputs.lidar_history}",
             f"{'x'.join(map(str, grid.shape))}, {grid.voxel_size[0]:g} m",
+            "ship" if name in SHIPPED_WEIGHTS else "fresh",
         )
     Console().print(table)
     return 0
