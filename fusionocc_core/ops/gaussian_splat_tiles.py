@@ -33,8 +33,8 @@ ARRAYS_A_VOXEL = 7
 """Arrays of T x K x V that live at once, at most (backward, with the survival)."""
 INDEX_BYTES_A_PAIR = 72
 """Of the lists of pairs while they are made: nine integers of eight bytes."""
-CACHED_VOXELS = {"cpu": 2**18, "cuda": 2**25}
-"""T x K x V of a chunk: on a CPU what its cache holds, elsewhere what keeps the device busy."""
+VOXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
+"""T x K x V of a chunk: on a CPU the fastest of those tried, elsewhere what keeps the device busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class _SplatTiles(torch.autograd.Function):
         for pairs in _blocks(plan, weights):
             for tiles_T, rows_TK, _ in _chunks(pairs, plan, weights):
                 alpha_TKV = _evaluate(table, rows_TK, tiles_T, plan).alpha_TKV
-                sums_NVD[tiles_T] = torch.bmm(alpha_TKV.mT, weights[rows_TK])
+                sums_NVD[tiles_T] = torch.bmm(alpha_TKV.mT, F.embedding(rows_TK, weights))
                 if plan.survival:
                     log_NV[tiles_T] = alpha_TKV.clamp_(max=ALPHA_MAX).neg_().log1p_().sum(dim=1)
         if not plan.survival:
@@ -125,7 +125,7 @@ class _SplatTiles(torch.autograd.Function):
             for tiles_T, rows_TK, places_TK in _chunks(pairs, plan, weights):
                 values = _evaluate(table, rows_TK, tiles_T, plan)
                 grad_sums_TVD = grad_sums_NVD[tiles_T]
-                grad_alpha_TKV = torch.bmm(weights[rows_TK], grad_sums_TVD.mT)
+                grad_alpha_TKV = torch.bmm(F.embedding(rows_TK, weights), grad_sums_TVD.mT)
                 if plan.survival:
                     left_TKV = values.alpha_TKV.clamp(max=ALPHA_MAX).neg_().add_(1)
                     grad_alpha_TKV.sub_(grad_log_NV[tiles_T].unsqueeze(1) / left_TKV)
@@ -232,7 +232,7 @@ def _chunks(pairs: _Pairs, plan: TilePlan, weights: Tensor) -> Iterator[tuple[Te
     # What a pair has beside its voxels: two rows of weights, its parameters, a dozen values on the tile's floor.
     bytes_a_pair = (4 * weights.shape[1] + 15 + 12 * EDGE**2) * weights.element_size() + VOXELS * bytes_a_voxel
     most = plan.memory_bytes // 2 // bytes_a_pair
-    at_once = min(most, CACHED_VOXELS.get(weights.device.type, CACHED_VOXELS["cuda"]) // VOXELS)
+    at_once = min(most, VOXELS_AT_ONCE.get(weights.device.type, VOXELS_AT_ONCE["cuda"]) // VOXELS)
     rows_P1 = F.pad(pairs.rows_P, (0, 1), value=len(weights) - 1)
     lengths = pairs.lengths_L.tolist()
     start = 0
@@ -263,7 +263,7 @@ class _Values:
 
 def _evaluate(table: Tensor, rows_TK: Tensor, tiles_T: Tensor, plan: TilePlan) -> _Values:
     """Alpha of each Gaussian at each voxel of its tile; zero outside its box."""
-    mean_TK3, first_TK3, last_TK3, root_TK6 = table[rows_TK].split([3, 3, 3, 6], dim=2)
+    mean_TK3, first_TK3, last_TK3, root_TK6 = F.embedding(rows_TK, table).split([3, 3, 3, 6], dim=2)
     _, tiles_y, tiles_z = plan.tiles_xyz
     corner_T3 = torch.stack([tiles_T // (tiles_y * tiles_z), tiles_T // tiles_z % tiles_y, tiles_T % tiles_z], dim=1)
     voxels_T34 = corner_T3.unsqueeze(2) * EDGE + torch.arange(EDGE, device=tiles_T.device)
