@@ -139,8 +139,8 @@ def tiny_simulated() -> Recipe:
 def tiny_simulated_cpu() -> Recipe:
     r"""The small network on simulated streets within half an hour of one CPU core: 300 samples in bf16.
 
-    Paper: none. Expected: docs/training.md, "Half an hour of a CPU". A short run differs from tiny_simulated in small
-    steps in large number, a high rate, norms and averages that follow at once.
+    Paper: none. Expected: not measured. A short run differs from tiny_simulated in small steps in large number, a high
+    rate, norms and averages that follow at once.
 
         fusionocc simulate --out data/sim --scenes 64 --keyframes 10 --seed 100 --image-size 800x450
         python training/train.py tiny_simulated_cpu --data data/sim --out out/tiny_simulated_cpu
