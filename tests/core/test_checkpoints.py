@@ -22,7 +22,7 @@ from fusionocc_core.checkpoints import (
     save_model,
 )
 from fusionocc_core.layers.image_backbones import TimmBackboneConfig
-from fusionocc_core.models.fusionocc import FusionOcc, FusionOccConfig
+from fusionocc_core.models.fusionocc import FusionOcc
 from fusionocc_core.models.fusionocc_official import (
     merging_from_official,
     merging_to_official,
@@ -330,7 +330,8 @@ def test_a_config_comes_back_whole():
     config = replace(config, inputs=replace(config.inputs, thin_rings_up_to=None))
     for original in (config, little_config(), *(presets.preset_config(name) for name in presets.list_presets())):
         text = json.dumps(encode_config(original))
-        assert decode_config(FusionOccConfig, json.loads(text)) == original
+        assert decode_config(type(original), json.loads(text)) == original
+        assert presets.decode_network_config(json.loads(text)) == original
 
 
 @dataclass(frozen=True, kw_only=True)
