@@ -51,6 +51,8 @@ EngineFactory = Callable[[NodeParameters], Engine]
 NAME = "fusionocc"
 LOG_PERIOD_S = 5.0
 """Between two lines in the log about the same kind of trouble."""
+SIGNAL_CHECK_S = 0.5
+"""How long the node sleeps at most before it looks whether it has been interrupted."""
 CLOSE_TIMEOUT_S = 4.0
 """How long the end of the process waits for the network; `ros2 launch` kills after five seconds."""
 
@@ -105,7 +107,12 @@ class OccNode(LifecycleNode):
     def start(self) -> bool:
         """Configure and activate, as a lifecycle manager would; False (and an error in the log) where it fails."""
         success = TransitionCallbackReturn.SUCCESS
-        return self.trigger_configure() == success and self.trigger_activate() == success
+        try:
+            return self.trigger_configure() == success and self.trigger_activate() == success
+        except RuntimeError:
+            if self.context.ok():
+                raise
+            return False  # an interrupt has taken the context away under the transition
 
     # ---- lifecycle ---------------------------------------------------------------------------------------------------
 
@@ -114,7 +121,8 @@ class OccNode(LifecycleNode):
         try:
             self._configure(declared.read(self))
         except (ValueError, OSError, ImportError, RuntimeError) as error:
-            self.get_logger().error(f"cannot configure: {error}")
+            if self.context.ok():
+                self.get_logger().error(f"cannot configure: {error}")
             self._take_down()
             return TransitionCallbackReturn.FAILURE
         except Exception:
@@ -332,7 +340,9 @@ def main(args: list[str] | None = None) -> int:
             return 1 if rclpy.ok() else 0  # interrupted while the network was loaded
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        executor.spin()
+        while rclpy.ok():
+            # Not spin(): a signal that comes just before it waits does not wake it, and it would wait for ever.
+            executor.spin_once(timeout_sec=SIGNAL_CHECK_S)
     except (ParameterException, ValueError) as error:
         sys.stderr.write(f"occ_node: error: {error}\n")
         return 1

@@ -30,10 +30,14 @@ def graph_and_feed(network, batches, *, scatter_free=False):
 
 @torch.no_grad()
 def assert_same(network, graph, feed, batch):
-    labels, confidence = decode(network(batch).logits_BKXYZ, confidence=True)
+    logits_BKXYZ = network(batch).logits_BKXYZ
+    labels, confidence = decode(logits_BKXYZ, confidence=True)
+    best, second = logits_BKXYZ[0].topk(2, dim=0).values
+    clear = (best - second > 1e-5).numpy()  # sums in another order may turn what is a tie but for rounding
     of_graph, confidence_of_graph = (output[0].numpy() for output in graph(*feed(batch)))
     assert len(set(labels.flatten().tolist())) > 2, "a constant answer would show nothing"
-    assert (of_graph == labels).all()
+    assert clear.mean() > 0.9
+    assert (of_graph == labels)[clear].all()
     assert abs(confidence_of_graph.astype(int) - confidence).max() <= 1
 
 

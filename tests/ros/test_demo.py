@@ -263,6 +263,8 @@ class TestErrors:
             "demo",
             "--data",
             str(tree.root),
+            "--model",
+            "fusionocc-tiny",  # slow enough to be interrupted
             "--out",
             str(tmp_path),
         ]
