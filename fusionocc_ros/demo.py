@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import random
 import shutil
 import signal
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionocc_core import DEFAULT_PRESET
+from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.processes import Child, Processes, describe, failure
 from fusionocc_ros.requirements import require
 
@@ -40,8 +40,6 @@ ANSWERS = "/fusionocc/occupancy"
 SIMULATED_KEYFRAMES = 8
 """Of the simulated street: a network with seven earlier sweeps sees full memory at the last one."""
 
-DOMAINS = range(1, 101)
-"""DDS domains whose ports lie below those that Linux hands out by itself."""
 
 START_TIMEOUT_S = 300.0
 """Longest wait for the node to load its network."""
@@ -343,7 +341,6 @@ def ros_environment() -> Iterator[None]:
     from fusionocc_ros.dds import PROFILE_VARIABLES, use_shipped_profile
 
     settings = {
-        "ROS_DOMAIN_ID": str(random.SystemRandom().choice(DOMAINS)),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         # Logs are read when something went wrong: they must be whole, in one file, and plain.
         "PYTHONUNBUFFERED": "1",
@@ -353,11 +350,13 @@ def ros_environment() -> Iterator[None]:
     if os.environ.get("ROS_DISTRO") == "humble":
         # It does not know the discovery range yet.
         settings["ROS_LOCALHOST_ONLY"] = "1"
-    before = {name: os.environ.get(name) for name in (*settings, *PROFILE_VARIABLES)}
+    before = {name: os.environ.get(name) for name in ("ROS_DOMAIN_ID", *settings, *PROFILE_VARIABLES)}
     os.environ.update(settings)
     use_shipped_profile()
     try:
-        yield
+        with claimed_domain() as domain:
+            os.environ["ROS_DOMAIN_ID"] = str(domain)
+            yield
     finally:
         for name, value in before.items():
             if value is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import contextlib
 import json
 import os
 import struct
@@ -29,6 +30,7 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from synthetic_sensors import MS, OFFICIAL_CAMERAS, OFFSET_MS, S, cloud, points
 
 from fusionocc_ros.dds import use_shipped_profile
+from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.node import OccNode
 
 HEIGHT, WIDTH = 900, 1600
@@ -135,11 +137,11 @@ def receive(transport: str, seconds: float) -> dict[str, object]:
     return result
 
 
-def environment() -> dict[str, str]:
-    """Of both processes: a domain of their own below Linux's ephemeral ports, no settings from outside."""
+def environment(domain: int) -> dict[str, str]:
+    """Of both processes: a domain of their own, no settings from outside."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FASTDDS_", "FASTRTPS_", "RMW_"))}
     env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{env.get('PYTHONPATH', '')}"
-    env["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+    env["ROS_DOMAIN_ID"] = str(domain)
     env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     return env
 
@@ -151,10 +153,12 @@ def exchange(transport: str, seconds: int, *, profile: bool = True) -> tuple[dic
         RuntimeError: one of the processes failed; with what it said.
     """
     processes: list[subprocess.Popen[str]] = []
+    claim = contextlib.ExitStack()
+    domain = claim.enter_context(claimed_domain())
 
     def run(what: str) -> subprocess.Popen[str]:
         command = [sys.executable, __file__, what, transport, str(seconds), *([] if profile else ["--no-profile"])]
-        process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, env=environment(domain), stdout=subprocess.PIPE, text=True)
         processes.append(process)
         return process
 
@@ -175,6 +179,7 @@ def exchange(transport: str, seconds: int, *, profile: bool = True) -> tuple[dic
         for process in processes:
             if process.poll() is None:
                 process.kill()
+        claim.close()
 
 
 def complete_sets(sent: dict[str, Any], received: dict[str, Any], seconds: int) -> tuple[int, list[float]]:

@@ -22,6 +22,7 @@ from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.structures import UNTRAINED
 from fusionocc_ros import commands, demo, processes, requirements
 from fusionocc_ros.demo import DemoPlan
+from fusionocc_ros.domains import DOMAINS
 from fusionocc_ros.processes import Processes, describe, failure
 
 pytestmark = pytest.mark.ros
@@ -115,7 +116,7 @@ class TestPreparation:
         monkeypatch.delenv("ROS_AUTOMATIC_DISCOVERY_RANGE", raising=False)
         before = dict(os.environ)
         with demo.ros_environment():
-            assert int(os.environ["ROS_DOMAIN_ID"]) in demo.DOMAINS
+            assert int(os.environ["ROS_DOMAIN_ID"]) in DOMAINS
             assert os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
             assert Path(os.environ["FASTDDS_DEFAULT_PROFILES_FILE"]).is_file()
             # The wheels' bootstrapper needs both or neither in a child.

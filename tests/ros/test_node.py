@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +41,11 @@ from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros import declared, publishers
 from fusionocc_ros.causes import CAUSES
 from fusionocc_ros.convert import message_to_occupancy, ns_to_stamp, stamp_to_ns
+from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.inputs import Inputs
 from fusionocc_ros.node import OccNode, RosHandler
 
 pytestmark = pytest.mark.ros
-
-_DOMAINS = count(os.getpid() % 90 + 10)
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +55,10 @@ def localhost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def world(localhost: None) -> Iterator[World]:
-    world = World(next(_DOMAINS) % 100)
-    yield world
-    world.close()
+    with claimed_domain() as domain:
+        world = World(domain)
+        yield world
+        world.close()
 
 
 def parameters(**values: Any) -> list[Parameter]:

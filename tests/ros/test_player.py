@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -30,6 +29,7 @@ from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros import commands, player
 from fusionocc_ros.bag import write_bag
 from fusionocc_ros.bag_reader import message_class, stamp_of
+from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.playback import BagClock
 from fusionocc_ros.player import PlayOptions, PlayReport, TopicReport, play
 
@@ -52,7 +52,8 @@ def bag(tmp_path_factory):
 def domain(monkeypatch):
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     monkeypatch.setattr(player, "SETTLE_S", 0.4)
-    return random.SystemRandom().randrange(10, 100)
+    with claimed_domain() as number:
+        yield number
 
 
 class Listener:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,18 @@ from fusionocc_core import DEFAULT_PRESET
 from fusionocc_core.grids import OCC3D_LABELS
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros.convert import message_to_occupancy, stamp_to_ns
+from fusionocc_ros.domains import claimed_domain
 
 pytestmark = pytest.mark.ros
 
 ROOT = Path(__file__).resolve().parents[2]
-_DOMAINS = count(os.getpid())
 
 
 @pytest.fixture
-def domain(monkeypatch: pytest.MonkeyPatch) -> int:
+def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    return 1 + next(_DOMAINS) % 100
+    with claimed_domain() as number:
+        yield number
 
 
 @pytest.fixture
@@ -62,6 +62,19 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"it ended without saying {text!r}:\n{said}")
 
 
+def first_answered(world: World, vehicle: Vehicle, got: list[SemanticOccupancy]) -> int:
+    """Stamp of the last keyframe sent when the first answer came.
+
+    A publisher that counts a subscription knows of it; whether the subscription knows of the publisher, nobody tells,
+    and what is sent before is lost.
+    """
+    for k in range(20):
+        vehicle.keyframe(START + k * S // 2)
+        if world.spin_until(lambda: bool(got), 3):
+            return START + k * S // 2
+    raise AssertionError("no keyframe was answered")
+
+
 @pytest.mark.slow
 def test_the_node_with_its_parameter_file_and_network_answers_and_ends_cleanly(world: World, domain: int) -> None:
     vehicle = Vehicle(world.context)
@@ -77,10 +90,9 @@ def test_the_node_with_its_parameter_file_and_network_answers_and_ends_cleanly(w
         got = world.collect(SemanticOccupancy, "/car/fusionocc/occupancy")
         publishers = [vehicle.lidar, *vehicle.pictures.values(), *vehicle.infos.values(), vehicle.tf]
         assert world.spin_until(lambda: all(p.get_subscription_count() for p in publishers))
-        for k in range(2):
-            vehicle.keyframe(START + k * S // 2)
-            assert world.spin_until(lambda n=k + 1: len(got) == n, 60), process.poll()
-        assert [stamp_to_ns(m.header.stamp) for m in got] == [START, START + S // 2]
+        begin = first_answered(world, vehicle, got)
+        vehicle.keyframe(begin + S // 2)
+        assert world.spin_until(lambda: stamp_to_ns(got[-1].header.stamp) == begin + S // 2, 60), process.poll()
         occupancy = message_to_occupancy(got[-1])
         assert occupancy.label_set == OCC3D_LABELS
         assert occupancy.labels.shape == (200, 200, 16)
@@ -88,7 +100,7 @@ def test_the_node_with_its_parameter_file_and_network_answers_and_ends_cleanly(w
         assert got[-1].model == DEFAULT_PRESET
         assert "simulated streets" in got[-1].trained_on
         assert list(got[-1].cameras) == list(OFFICIAL_CAMERAS)
-        vehicle.keyframe(START + S)  # it ends in the middle of work
+        vehicle.keyframe(begin + S)  # it ends in the middle of work
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=30)
