@@ -31,7 +31,7 @@ from fusionocc_core.layers.pull_lift import BevMap, PullLift, ray_channels
 from fusionocc_core.layers.recurrent_bev import BevMemory, BevState, StreamLimits, StreamPose
 from fusionocc_core.layers.thin_image_net import PictureBackboneConfig, PictureFeatures, PictureNet, zero_last_norms
 from fusionocc_core.layers.view_transform import cameras_at, measured_depth_bins
-from fusionocc_core.models.network import OccupancyNetwork
+from fusionocc_core.models.network import OccupancyNetwork, check_depth_range
 from fusionocc_core.structures import Batch, InputConfig, Outputs, cameras_present, lidar_present
 
 MAP_STRIDE = 2
@@ -94,10 +94,7 @@ class FlashFusionConfig:
                 f"FlashFusionConfig: inputs.image_size={self.inputs.image_size} must be multiples of "
                 f"{2 * self.image_backbone.stride}"
             )
-        if self.inputs.depth_range != (self.depth_bins.start, self.depth_bins.stop):
-            raise ValueError(
-                f"FlashFusionConfig: inputs.depth_range={self.inputs.depth_range} is not the range of {self.depth_bins}"
-            )
+        check_depth_range("FlashFusionConfig", self.inputs, self.depth_bins)
         if self.depth_bins.spacing != "linear":
             raise ValueError(
                 f"FlashFusionConfig: depth_bins.spacing={self.depth_bins.spacing!r}: the lift reads between bins of "

@@ -37,7 +37,7 @@ from fusionocc_core.layers.view_transform import (
     collapse_height,
 )
 from fusionocc_core.models.flashocc_official import check_official_grid, from_official
-from fusionocc_core.models.network import OccupancyNetwork
+from fusionocc_core.models.network import OccupancyNetwork, check_depth_range, refuse_presence_masks
 from fusionocc_core.structures import Batch, InputConfig, Outputs
 
 
@@ -95,14 +95,8 @@ class FlashOccConfig:
         cells, shrink = self.grid.shape[:2], prod(self.bev_encoder.strides)
         if any(edge % shrink for edge in cells):
             raise ValueError(f"FlashOccConfig: the grid's {cells} cells along x and y must be multiples of {shrink}")
-        if self.inputs.depth_range != (self.depth_bins.start, self.depth_bins.stop):
-            raise ValueError(
-                f"FlashOccConfig: inputs.depth_range={self.inputs.depth_range} is not the range of {self.depth_bins}"
-            )
-        if self.inputs.presence_masks:
-            raise ValueError(
-                "FlashOccConfig: inputs.presence_masks=True: this network does not obey masks; expected False"
-            )
+        check_depth_range("FlashOccConfig", self.inputs, self.depth_bins)
+        refuse_presence_masks("FlashOccConfig", self.inputs)
 
     @property
     def feature_stride(self) -> int:

@@ -29,7 +29,7 @@ from fusionocc_core.layers.view_transform import (
 )
 from fusionocc_core.layers.volume_encoder import LssFpn3d, OccupancyHead, ResNet3d, ResNet3dConfig
 from fusionocc_core.models.fusionocc_official import check_official_grid, from_official
-from fusionocc_core.models.network import OccupancyNetwork
+from fusionocc_core.models.network import OccupancyNetwork, check_depth_range, refuse_presence_masks
 from fusionocc_core.structures import Batch, InputConfig, Outputs
 
 
@@ -91,14 +91,8 @@ class FusionOccConfig:
             )
         if self.volume_encoder.strides[0] != 1:
             raise ValueError(f"FusionOccConfig: volume_encoder.strides={self.volume_encoder.strides} must begin with 1")
-        if self.inputs.depth_range != (self.depth_bins.start, self.depth_bins.stop):
-            raise ValueError(
-                f"FusionOccConfig: inputs.depth_range={self.inputs.depth_range} is not the range of {self.depth_bins}"
-            )
-        if self.inputs.presence_masks:
-            raise ValueError(
-                "FusionOccConfig: inputs.presence_masks=True: this network does not obey masks; expected False"
-            )
+        check_depth_range("FusionOccConfig", self.inputs, self.depth_bins)
+        refuse_presence_masks("FusionOccConfig", self.inputs)
 
     @property
     def feature_stride(self) -> int:

@@ -70,3 +70,23 @@ class OccupancyNetwork(nn.Module):
         Raises:
             ValueError: the checkpoint was made for something else.
         """
+
+
+def check_depth_range(config: str, inputs: InputConfig, bins: DepthBins) -> None:
+    """Depth maps must hold what the bins can tell apart, and no more.
+
+    Raises:
+        ValueError: the two ranges differ; ``config`` is the class that the message names.
+    """
+    if inputs.depth_range != (bins.start, bins.stop):
+        raise ValueError(f"{config}: inputs.depth_range={inputs.depth_range} is not the range of {bins}")
+
+
+def refuse_presence_masks(config: str, inputs: InputConfig) -> None:
+    """For networks that have no way of leaving a sensor out.
+
+    Raises:
+        ValueError: the inputs ask for masks; ``config`` is the class that the message names.
+    """
+    if inputs.presence_masks:
+        raise ValueError(f"{config}: inputs.presence_masks=True: this network does not obey masks; expected False")
