@@ -3,6 +3,8 @@
 Scales as GaussianFormer starts with: "solid" 25,600 Gaussians, additive; "prob" 25,600, probabilistic. Tiles and
 listed pairs take turns. Times are processor time, the least of the repeats after one that warms up. Memory (Linux) is
 what a fresh process needs at its peak beyond what it held once the arguments were made; results are part of it.
+
+``--sweep`` measures time and memory against the number of Gaussians and against their scales instead, once each.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ import gc
 import math
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from machine import in_words, machine, write_report
+from machine import Machine, in_words, machine, write_report
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -36,6 +39,9 @@ class Case:
     kind: str
     options: SplatOptions
     backward: bool = False
+    num: int = 25600
+    scale: float = 1.0
+    """Factor on all scales."""
 
     @property
     def name(self) -> str:
@@ -53,26 +59,34 @@ CASES = (
     Case(kind="solid", options=SOLID, backward=True),
     Case(kind="prob", options=PROB),
     Case(kind="prob", options=replace(PROB, boxes="exact")),
-    Case(kind="prob", options=PROB, backward=True),
     Case(kind="prob", options=replace(PROB, boxes="exact"), backward=True),
 )
+SWEPT = (
+    ("tiles", Case(kind="solid", options=replace(SOLID, boxes="exact"))),
+    ("tiles with backward", Case(kind="solid", options=replace(SOLID, boxes="exact"), backward=True)),
+    ("pairs", Case(kind="solid", options=replace(SOLID, boxes="exact", backend="pairs"))),
+)
+NUMBERS = (1600, 6400, 25600, 102400)
+SCALES = (0.5, 1.0, 2.0, 4.0)
+MOST_PAIRS = 60.0
+"""Millions of pairs beyond which the sweep leaves the backend "pairs" out: half a minute and more."""
 
 
-def make(kind: str, num: int) -> Gaussians:
+def make(case: Case) -> Gaussians:
     """Anywhere in the grid, turned in any direction."""
-    generator = torch.Generator().manual_seed(0)
+    num, generator = case.num, torch.Generator().manual_seed(0)
     lower = torch.tensor(GRID.lower)
     size = torch.tensor(GRID.shape_xyz) * torch.tensor(GRID.voxel_size)
-    if kind == "solid":
+    if case.kind == "solid":
         scales = 0.08 + 0.56 * torch.rand(1, num, 3, generator=generator)
     else:
         scales = 0.01 + 1.79 * torch.randn(1, num, 3, generator=generator).sigmoid()
     return Gaussians(
         means_BG3=lower + size * torch.rand(1, num, 3, generator=generator),
-        scales_BG3=scales,
+        scales_BG3=case.scale * scales,
         rotations_BG4=torch.randn(1, num, 4, generator=generator),
         opacities_BG=torch.rand(1, num, generator=generator),
-        semantics_BGC=torch.randn(1, num, 18 if kind == "solid" else 17, generator=generator).softmax(dim=2),
+        semantics_BGC=torch.randn(1, num, 18 if case.kind == "solid" else 17, generator=generator).softmax(dim=2),
     )
 
 
@@ -88,23 +102,29 @@ def splat(case: Case, gaussians: Gaussians) -> list[Tensor]:
     return volumes
 
 
-def ready(case: Case, num: int) -> Callable[[], list[Tensor]]:
+def ready(case: Case) -> Callable[[], list[Tensor]]:
     """Everything made but the splat itself."""
-    gaussians = make(case.kind, num)
+    gaussians = make(case)
     for tensor in vars(gaussians).values():
         tensor.requires_grad_(case.backward)
     return lambda: splat(case, gaussians)
 
 
-def peak_megabytes(case: Case, num: int) -> float:
-    """In a fresh process, on one thread."""
+def once(case: Case) -> tuple[float, float]:
+    """Processor seconds and peak megabytes of one run, in a fresh process on one thread."""
     torch.set_num_threads(1)
-    ready(case, 10)()
-    run = ready(case, num)
+    ready(replace(case, num=10, scale=1.0))()
+    run = ready(case)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
-    before = resident_kilobytes("VmRSS")
+    before, start = resident_kilobytes("VmRSS"), time.process_time()
     run()
-    return (resident_kilobytes("VmHWM") - before) / 1024
+    return time.process_time() - start, (resident_kilobytes("VmHWM") - before) / 1024
+
+
+def in_fresh_processes(cases: Sequence[Case]) -> list[tuple[float, float]]:
+    """``once`` of every case."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return list(track(pool.imap(once, cases), "memory", total=len(cases), transient=True))
 
 
 def resident_kilobytes(field: str) -> int:
@@ -113,10 +133,10 @@ def resident_kilobytes(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def seconds(cases: list[Case], num: int, repeats: int) -> list[float]:
-    """Processor time of each case, the least of the repeats."""
-    runs, best = [ready(case, num) for case in cases], [math.inf] * len(cases)
-    for repeat in range(repeats + 1):
+def seconds(cases: Sequence[Case], repeats: int) -> list[float]:
+    """Processor time of each case, the least of the repeats; the cases take turns."""
+    runs, best = [ready(case) for case in cases], [math.inf] * len(cases)
+    for repeat in track(range(repeats + 1), "time", transient=True):
         for place, run in enumerate(runs):
             gc.collect()
             start = time.process_time()
@@ -126,38 +146,95 @@ def seconds(cases: list[Case], num: int, repeats: int) -> list[float]:
     return best
 
 
-def pairs(case: Case, num: int) -> float:
+def pairs(case: Case) -> float:
     """Millions of (Gaussian, voxel)."""
-    (boxes,) = boxes_of(make(case.kind, num), GRID, case.options.reach, case.options.boxes)
+    (boxes,) = boxes_of(make(case), GRID, case.options.reach, case.options.boxes)
     return float((boxes.last_G3 - boxes.first_G3 + 1).clamp(min=0).prod(dim=1).sum()) / 1e6
+
+
+def compare(cases: Sequence[Case], repeats: int, console: Console) -> dict[str, object]:
+    """Every case beside the others, as a table."""
+    peaks = [peak for _, peak in in_fresh_processes(cases)]
+    times = seconds(cases, repeats)
+    table = Table("case", "million pairs", "CPU s", "peak MB", title=f"{cases[0].num} Gaussians")
+    numbers: dict[str, object] = {}
+    for case, spent, peak in zip(cases, times, peaks, strict=True):
+        table.add_row(case.name, f"{pairs(case):.1f}", f"{spent:.2f}", f"{peak:.0f}")
+        numbers[case.name] = {"million pairs": pairs(case), "CPU seconds": spent, "peak megabytes": peak}
+    console.print(table)
+    if cases[0].kind == "solid":
+        console.print(f"solid, cube, forward: tiles are {times[0] / times[1]:.1f} times as fast as pairs")
+    return numbers
+
+
+def sweep(console: Console) -> dict[str, object]:
+    """Time and memory against number and scale, as a table."""
+    todo = [("number", name, replace(case, num=num)) for name, case in SWEPT for num in NUMBERS]
+    todo += [("scale", name, replace(case, scale=scale)) for name, case in SWEPT for scale in SCALES]
+    todo = [entry for entry in todo if entry[2].options.backend != "pairs" or pairs(entry[2]) < MOST_PAIRS]
+    table = Table("against", "case", "Gaussians", "scale", "million pairs", "CPU s", "peak MB", title="sweep")
+    rows = []
+    results = in_fresh_processes([case for *_, case in todo])
+    for (against, name, case), (spent, peak) in zip(todo, results, strict=True):
+        row = (against, name, case.num, case.scale, round(pairs(case), 1), round(spent, 3), round(peak))
+        table.add_row(*(str(value) for value in row))
+        rows.append(row)
+    console.print(table)
+    return {"sweep": [dict(zip(COLUMNS, row, strict=True)) for row in rows]}
+
+
+COLUMNS = ("against", "case", "Gaussians", "scale", "million pairs", "CPU seconds", "peak megabytes")
+
+
+def plot(path: Path, rows: Sequence[dict[str, float]], about: Machine) -> None:
+    """Four panels, both axes logarithmic."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharex="col", sharey="row", layout="constrained")
+    for column, (against, key) in enumerate((("number", "Gaussians"), ("scale", "scale"))):
+        for line, quantity in enumerate(("CPU seconds", "peak megabytes")):
+            panel = axes[line, column]
+            for name, _ in SWEPT:
+                mine = [row for row in rows if row["against"] == against and row["case"] == name]
+                panel.loglog([row[key] for row in mine], [row[quantity] for row in mine], "o-", label=name)
+            panel.grid(True, which="both", color="0.92")
+            panel.set_ylabel(quantity if column == 0 else "")
+        axes[1, column].set_xlabel("Gaussians" if key == "Gaussians" else "factor on the scales (25,600 Gaussians)")
+        axes[1, column].set_xticks([row[key] for row in rows if row["against"] == against])
+        axes[1, column].xaxis.set_major_formatter("{x:g}")
+        axes[1, column].xaxis.set_minor_formatter("")
+    axes[0, 0].legend()
+    figure.suptitle(f"Additive splat, exact boxes, 200 x 200 x 16 voxels, one thread, commit {about['commit']}")
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num", type=int, default=25600, help="Gaussians (default: 25600)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2, help="of the times, after one that warms up (default: 2)")
+    parser.add_argument("--threads", type=int, default=1, help="of the times; memory is measured on one (default: 1)")
     parser.add_argument("--kind", choices=("solid", "prob"), help="one of the two only")
+    parser.add_argument("--sweep", action="store_true", help="against the number of Gaussians and their scales")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="with --sweep: draw it (needs matplotlib)")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     args = parser.parse_args()
+    if args.plot and not args.sweep:
+        parser.error("--plot draws a sweep: add --sweep")
     torch.set_num_threads(args.threads)
-    about = machine()
-    cases = [case for case in CASES if args.kind in (None, case.kind)]
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = [pool.apply(peak_megabytes, (case, args.num)) for case in cases]
-    times = seconds(cases, args.num, args.repeats)
-    table = Table("case", "million pairs", "CPU s", "peak MB", title=f"{args.num} Gaussians, {args.threads} threads")
-    numbers: dict[str, object] = {}
-    for case, spent, peak in zip(cases, times, memory, strict=True):
-        table.add_row(case.name, f"{pairs(case, args.num):.1f}", f"{spent:.2f}", f"{peak:.0f}")
-        numbers[case.name] = {"million pairs": pairs(case, args.num), "CPU seconds": spent, "peak megabytes": peak}
-    console = Console()
+    about, console = machine(), Console()
     console.print(in_words(about))
-    console.print(table)
-    if args.kind != "prob":
-        console.print(f"solid, cube, forward: tiles are {times[0] / times[1]:.1f} times as fast as pairs")
+    if args.sweep:
+        numbers = sweep(console)
+    else:
+        cases = [replace(case, num=args.num) for case in CASES if args.kind in (None, case.kind)]
+        numbers = compare(cases, args.repeats, console)
     if args.out:
         write_report(args.out, about, numbers)
+    if args.plot:
+        plot(args.plot, numbers["sweep"], about)
 
 
 if __name__ == "__main__":
