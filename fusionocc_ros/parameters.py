@@ -6,12 +6,14 @@ tests hold them equal to this one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import Any
 
 from fusionocc_core import DEFAULT_PRESET
 from fusionocc_ros.lenses import DISTORTION_POLICIES
+from fusionocc_ros.output_parameters import FIELDS as OUTPUT_FIELDS
+from fusionocc_ros.output_parameters import OutputParameters
+from fusionocc_ros.parameter_fields import Value, parameter
 from fusionocc_ros.sync import SyncConfig
 
 OFFICIAL_CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
@@ -20,31 +22,14 @@ OFFICIAL_CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_
 COMPRESSED, RAW = "compressed", "raw"
 LIDAR_ANCHORED, APPROXIMATE_TIME = "lidar_anchored", "approximate_time"
 BUILTIN, CV_BRIDGE, SENSOR_MSGS_PY = "builtin", "cv_bridge", "sensor_msgs_py"
-DENSE, SPARSE = "dense", "sparse"
 BEST_EFFORT, RELIABLE = "best_effort", "reliable"
 AUTO, TF, ODOMETRY, NONE = "auto", "tf", "odometry", "none"
 TORCH = "torch"
 RUNTIMES = (AUTO, TORCH, "onnx", "openvino", "torch-export", "tensorrt")
 """Those of fusionocc_core.export.runtimes; a test holds them equal."""
 
-Value = str | bool | int | float | tuple[str, ...]
-
 _SYNC = SyncConfig(cameras=("any",))
 """Where the synchroniser's defaults come from."""
-
-
-def _parameter(
-    default: Value,
-    description: str,
-    *,
-    name: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """A dataclass field that is a ROS parameter; ``name`` where it differs from the field's (groups have dots)."""
-    spec = {"description": description, "name": name, "low": low, "high": high, "choices": choices}
-    return field(default=default, metadata=spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +39,8 @@ class CameraParameters:
     name: str
     image_topic: str
     info_topic: str
-    frame_id: str = _parameter("", "Optical frame of the camera; empty: header.frame_id of its pictures.")
-    time_offset: float = _parameter(
+    frame_id: str = parameter("", "Optical frame of the camera; empty: header.frame_id of its pictures.")
+    time_offset: float = parameter(
         0.0,
         "When its picture is expected relative to the sweep's stamp, seconds (earlier: negative).",
         low=-1.0,
@@ -64,126 +49,126 @@ class CameraParameters:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeParameters:
+class NodeParameters(OutputParameters):
     """Everything that can be set on the node. Times in seconds, lengths in metres."""
 
-    autostart: bool = _parameter(True, "Configure and activate at once; false: wait for lifecycle transitions.")
-    preset: str = _parameter(DEFAULT_PRESET, "Network: a name from `fusionocc presets`, or one of our own files.")
-    checkpoint: str = _parameter("", "File of weights, or folder of an exported network; empty: what ships, or fresh.")
-    runtime: str = _parameter(
+    autostart: bool = parameter(True, "Configure and activate at once; false: wait for lifecycle transitions.")
+    preset: str = parameter(DEFAULT_PRESET, "Network: a name from `fusionocc presets`, or one of our own files.")
+    checkpoint: str = parameter("", "File of weights, or folder of an exported network; empty: what ships, or fresh.")
+    runtime: str = parameter(
         AUTO,
         "What runs the network: torch its weights, the others exported ones; auto: whatever checkpoint was made for.",
         choices=RUNTIMES,
     )
-    device: str = _parameter("auto", "Where the network runs: auto (CUDA where there is one), cpu, cuda or cuda:N.")
-    num_threads: int = _parameter(0, "CPU threads of the network; 0: PyTorch decides.", low=0, high=1024)
-    confidence: bool = _parameter(False, "Publish the probability of each voxel's label as well.")
+    device: str = parameter("auto", "Where the network runs: auto (CUDA where there is one), cpu, cuda or cuda:N.")
+    num_threads: int = parameter(0, "CPU threads of the network; 0: PyTorch decides.", low=0, high=1024)
+    confidence: bool = parameter(False, "Publish the probability of each voxel's label as well.")
 
-    camera_names: tuple[str, ...] = _parameter(
+    camera_names: tuple[str, ...] = parameter(
         OFFICIAL_CAMERAS, "Cameras, in the network's order; each has parameters of its own under cameras.<name>."
     )
-    image_transport: str = _parameter(
+    image_transport: str = parameter(
         COMPRESSED, "Type of the picture topics: CompressedImage or Image.", choices=(COMPRESSED, RAW)
     )
-    image_decoder: str = _parameter(
+    image_decoder: str = parameter(
         BUILTIN, "Who decodes pictures; cv_bridge where it is installed.", choices=(BUILTIN, CV_BRIDGE)
     )
-    distortion: str = _parameter(
+    distortion: str = parameter(
         "refuse",
         "Distorted cameras: refuse them, undistort their pictures here, or take the pictures as rectified (P, not K).",
         choices=DISTORTION_POLICIES,
     )
-    rig_file: str = _parameter("", "YAML file with extrinsics (and intrinsics) instead of /tf_static (and CameraInfo).")
+    rig_file: str = parameter("", "YAML file with extrinsics (and intrinsics) instead of /tf_static (and CameraInfo).")
 
-    lidar_topic: str = _parameter("lidar_top", "PointCloud2 of the LiDAR.", name="lidar.topic")
-    lidar_frame_id: str = _parameter(
+    lidar_topic: str = parameter("lidar_top", "PointCloud2 of the LiDAR.", name="lidar.topic")
+    lidar_frame_id: str = parameter(
         "", "Frame of the LiDAR; empty: header.frame_id of its clouds.", name="lidar.frame_id"
     )
-    lidar_reader: str = _parameter(
+    lidar_reader: str = parameter(
         BUILTIN,
         "Who reads clouds; sensor_msgs_py where it is installed.",
         name="lidar.reader",
         choices=(BUILTIN, SENSOR_MSGS_PY),
     )
-    lidar_intensity_scale: float = _parameter(
+    lidar_intensity_scale: float = parameter(
         1.0, "Factor that brings the intensity to 0..255.", name="lidar.intensity_scale", low=0.0, high=1e6
     )
-    lidar_beams: int = _parameter(
+    lidar_beams: int = parameter(
         32, "Beams, where the cloud has no ring: rings come from the elevation.", name="lidar.beams", low=1, high=1024
     )
-    lidar_lowest_beam: float = _parameter(
+    lidar_lowest_beam: float = parameter(
         -30.67, "Elevation of the lowest beam, degrees.", name="lidar.lowest_beam", low=-90.0, high=90.0
     )
-    lidar_highest_beam: float = _parameter(
+    lidar_highest_beam: float = parameter(
         10.67, "Elevation of the highest beam, degrees.", name="lidar.highest_beam", low=-90.0, high=90.0
     )
 
-    base_frame: str = _parameter("base_link", "Frame of the vehicle: x forward, y left, z up.")
-    fixed_frame: str = _parameter("map", "Frame in which the vehicle moves, in /tf: map or odom.")
-    ego_motion: str = _parameter(
+    base_frame: str = parameter("base_link", "Frame of the vehicle: x forward, y left, z up.")
+    fixed_frame: str = parameter("map", "Frame in which the vehicle moves, in /tf: map or odom.")
+    ego_motion: str = parameter(
         AUTO,
         "Where the vehicle's motion between stamps comes from; auto: /tf, else odometry, else none (and says so).",
         choices=(AUTO, TF, ODOMETRY, NONE),
     )
-    odometry_topic: str = _parameter("odom", "Odometry, for ego_motion auto or odometry.")
-    transform_timeout: float = _parameter(
+    odometry_topic: str = parameter("odom", "Odometry, for ego_motion auto or odometry.")
+    transform_timeout: float = parameter(
         0.2, "Longest wait for a transform or a CameraInfo that is not there yet.", low=0.0, high=10.0
     )
-    transform_tolerance: float = _parameter(
+    transform_tolerance: float = parameter(
         0.05, "How far a moving transform may be continued beyond its newest stamp.", low=0.0, high=1.0
     )
-    keyframe_spacing: float = _parameter(
+    keyframe_spacing: float = parameter(
         0.5, "Time between the earlier keyframes that a network with memory is given.", low=0.05, high=10.0
     )
 
-    sync_policy: str = _parameter(
+    sync_policy: str = parameter(
         LIDAR_ANCHORED,
         "Who matches pictures to sweeps; approximate_time is that of message_filters, where it is installed.",
         name="sync.policy",
         choices=(LIDAR_ANCHORED, APPROXIMATE_TIME),
     )
-    sync_tolerance: float = _parameter(
+    sync_tolerance: float = parameter(
         _SYNC.tolerance_ns / 1e9,
         "A picture further from its expected time is not used.",
         name="sync.tolerance",
         low=0.001,
         high=10.0,
     )
-    sync_deadline: float = _parameter(
+    sync_deadline: float = parameter(
         _SYNC.deadline_ns / 1e9,
         "Longest wait for pictures after a sweep has come, in real time.",
         name="sync.deadline",
         low=0.001,
         high=60.0,
     )
-    sync_min_cameras: int = _parameter(
+    sync_min_cameras: int = parameter(
         _SYNC.min_cameras,
         "A set with fewer pictures is dropped; 0: the LiDAR may go alone.",
         name="sync.min_cameras",
         low=0,
         high=64,
     )
-    sync_give_up_after: int = _parameter(
+    sync_give_up_after: int = parameter(
         _SYNC.give_up_after,
         "A camera that missed so many sets in a row is not waited for until it speaks again.",
         name="sync.give_up_after",
         low=1,
         high=1_000_000,
     )
-    sync_expect_pace: bool = _parameter(
+    sync_expect_pace: bool = parameter(
         _SYNC.expect_pace,
         "Do not wait for a picture that, at the camera's pace, cannot be nearer than the one at hand.",
         name="sync.expect_pace",
     )
 
-    qos_reliability: str = _parameter(
+    qos_reliability: str = parameter(
         BEST_EFFORT,
         "Of the sensor subscriptions; best_effort matches every publisher, reliable only reliable ones.",
         name="qos.reliability",
         choices=(BEST_EFFORT, RELIABLE),
     )
-    qos_depth: int = _parameter(20, "Pictures kept for each subscription.", name="qos.depth", low=1, high=1000)
-    qos_lidar_depth: int = _parameter(
+    qos_depth: int = parameter(20, "Pictures kept for each subscription.", name="qos.depth", low=1, high=1000)
+    qos_lidar_depth: int = parameter(
         60,
         "Sweeps kept: more than pictures, for a sweep that is lost is a set that is lost.",
         name="qos.lidar_depth",
@@ -191,27 +176,14 @@ class NodeParameters:
         high=1000,
     )
 
-    encoding: str = _parameter(
-        DENSE,
-        "Of ~/occupancy: a byte for every voxel, or only the voxels that are not free.",
-        name="publish.encoding",
-        choices=(DENSE, SPARSE),
-    )
-    publish_markers: bool = _parameter(
-        True, "Offer ~/markers (made only while someone listens).", name="publish.markers"
-    )
-    publish_voxels: bool = _parameter(True, "Offer ~/voxels (made only while someone listens).", name="publish.voxels")
-    markers_alpha: float = _parameter(1.0, "Opacity of the markers.", name="markers.alpha", low=0.0, high=1.0)
-    markers_surface_only: bool = _parameter(
-        True, "Leave out of ~/markers the voxels that are hidden on all sides.", name="markers.surface_only"
-    )
-    diagnostics_period: float = _parameter(1.0, "Time between messages on /diagnostics.", low=0.1, high=60.0)
+    diagnostics_period: float = parameter(1.0, "Time between messages on /diagnostics.", low=0.1, high=60.0)
 
     cameras: tuple[CameraParameters, ...] = ()
     """One for each of camera_names; made by ``read``."""
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot work, by the parameters' ROS names."""
+        self.check_outputs()
         names = self.camera_names
         if not names or any(not name for name in names):
             raise ValueError(f"camera_names: expected at least one name, none of them empty, got {list(names)}")
@@ -269,6 +241,8 @@ class ParameterSpec:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    live: bool = False
+    """A change takes effect while the node runs."""
 
     @property
     def full_description(self) -> str:
@@ -277,7 +251,8 @@ class ParameterSpec:
 
 
 def table() -> list[ParameterSpec]:
-    """Every parameter that does not belong to a camera."""
+    """Every parameter that does not belong to a camera; those of the outputs last."""
+    ours = sorted((f for f in fields(NodeParameters) if f.metadata), key=lambda f: f.name in OUTPUT_FIELDS)
     return [
         ParameterSpec(
             name=f.metadata["name"] or f.name,
@@ -287,9 +262,9 @@ def table() -> list[ParameterSpec]:
             low=f.metadata["low"],
             high=f.metadata["high"],
             choices=f.metadata["choices"],
+            live=f.metadata["live"],
         )
-        for f in fields(NodeParameters)
-        if f.metadata
+        for f in ours
     ]
 
 

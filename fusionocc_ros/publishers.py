@@ -12,7 +12,8 @@ from visualization_msgs.msg import Marker, MarkerArray
 from fusionocc_core.structures import Occupancy
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros.convert import MarkerMaker, Provenance, occupancy_to_cloud, occupancy_to_message
-from fusionocc_ros.parameters import SPARSE, NodeParameters
+from fusionocc_ros.output_parameters import SPARSE
+from fusionocc_ros.parameters import NodeParameters
 
 if TYPE_CHECKING:
     from rclpy.lifecycle import LifecycleNode

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fusionocc_ros import reference
 from fusionocc_ros.causes import CAUSES
 from fusionocc_ros.dds import PROFILE_VARIABLES
 from fusionocc_ros.inputs import sensor_qos
@@ -340,30 +341,16 @@ def test_the_dds_profile_is_xml_with_shared_memory_for_every_participant() -> No
 DOCS = ROOT / "docs" / "ros.md"
 
 
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the table below a heading."""
-    section = DOCS.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
-    return [[cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+def test_the_tables_of_the_docs_are_those_of_the_code() -> None:
+    text = DOCS.read_text()
+    assert reference.fill(text) == text, "run python fusionocc_ros/reference.py"
+    for name in (spec.name for spec in table()):
+        assert f"| `{name}` |" in text
+    for cause, meaning in CAUSES.items():
+        assert f"| `{cause}` | {meaning} |" in text
+    with pytest.raises(ValueError, match=r"has the tables \['causes'\], expected each of"):
+        reference.fill("<!-- table: causes -->\n\n<!-- end -->")
 
 
-def shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return ", ".join(value)
-    return str(value)
-
-
-def test_the_docs_list_every_parameter_with_its_default_and_range() -> None:
-    specs = [*table(), *camera_table("<NAME>")]
-    expected = []
-    for spec in specs:
-        limits = f"{spec.low:g} to {spec.high:g}" if spec.low is not None else ", ".join(spec.choices)
-        default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
-        expected.append([spec.name, shown(default).replace("<name>", "<name>"), limits, spec.description])
-    assert rows("Parameters") == expected
-
-
-def test_the_docs_list_every_cause_of_a_dropped_sweep() -> None:
-    assert dict(rows("Why a sweep gives no occupancy")) == CAUSES
+def test_occ_yaml_is_the_one_that_the_code_writes() -> None:
+    assert (ROOT / "config" / "occ.yaml").read_text() == reference.occ_yaml(), "run python fusionocc_ros/reference.py"

@@ -1,0 +1,124 @@
+"""The tables of docs/ros.md and the file config/occ.yaml, made from the code.
+
+    python fusionocc_ros/reference.py          writes both; a test holds them equal to the code
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from fusionocc_ros.causes import CAUSES
+from fusionocc_ros.parameter_fields import Value
+from fusionocc_ros.parameters import OFFICIAL_CAMERAS, ParameterSpec, camera_table, table
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT, CONFIG = ROOT / "docs" / "ros.md", ROOT / "config" / "occ.yaml"
+
+YAML_HEAD = """\
+# The node's parameters and their defaults: this file changes nothing. Copy it, keep what you change, and start with
+#   ros2 launch fusionocc_ros occ.launch.py params_file:=<copy>
+#   occ_node --ros-args --params-file <copy>
+# Times are in seconds, lengths in metres. What each parameter means is in docs/ros.md and in `ros2 param describe`.
+/**:
+  ros__parameters:
+"""
+
+
+def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _shown(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _limits(spec: ParameterSpec) -> str:
+    if spec.low is not None and spec.high is not None:
+        return f"{spec.low:g} to {spec.high:g}"
+    return ", ".join(spec.choices)
+
+
+def parameter_rows() -> str:
+    """Every parameter; those that can be changed while the node runs are marked."""
+    rows = [
+        (
+            f"`{spec.name}`",
+            f"`{_shown(spec.default)}`" if _shown(spec.default) else "",
+            _limits(spec),
+            "yes" if spec.live else "",
+            spec.description,
+        )
+        for spec in [*table(), *camera_table("<NAME>")]
+    ]
+    return _markdown(("parameter", "default", "values", "live", "meaning"), rows)
+
+
+def cause_rows() -> str:
+    """Every cause of a dropped sweep."""
+    return _markdown(("cause", "meaning"), [(f"`{cause}`", text) for cause, text in CAUSES.items()])
+
+
+TABLES: dict[str, Callable[[], str]] = {"parameters": parameter_rows, "causes": cause_rows}
+
+
+def fill(text: str) -> str:
+    """The document with every table made anew.
+
+    Raises:
+        ValueError: it lacks a table, or names one that does not exist.
+    """
+    pattern = re.compile(r"(<!-- table: (\w+) -->\n\n?)(.*?)(\n?<!-- end -->)", flags=re.S)
+    found = sorted(match.group(2) for match in pattern.finditer(text))
+    if found != sorted(TABLES):
+        raise ValueError(f"docs/ros.md has the tables {found}, expected each of {sorted(TABLES)} once")
+    return pattern.sub(lambda m: f"<!-- table: {m.group(2)} -->\n\n{TABLES[m.group(2)]()}\n<!-- end -->", text)
+
+
+def _yaml_value(value: Value) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(value)}]"
+    return '""' if value == "" else _shown(value)
+
+
+def occ_yaml() -> str:
+    """config/occ.yaml: every parameter with its default, and the words that it may take."""
+    specs = [*table(), *(spec for camera in OFFICIAL_CAMERAS for spec in camera_table(camera))]
+    specs.sort(key=lambda spec: spec.name.count(".") > 1)  # stable
+    groups: dict[str, list[ParameterSpec]] = {}
+    for spec in specs:
+        groups.setdefault(spec.name.rpartition(".")[0], []).append(spec)
+    lines: list[str] = []
+    opened: list[str] = []
+    for group, members in groups.items():
+        parts = group.split(".") if group else []
+        common = 0
+        while common < min(len(parts), len(opened)) and parts[common] == opened[common]:
+            common += 1
+        if common == 0 and lines:
+            lines.append("")
+        lines += ["  " * (2 + depth) + f"{parts[depth]}:" for depth in range(common, len(parts))]
+        opened = parts
+        indent = "  " * (2 + len(parts))
+        for spec in members:
+            lines += [f"{indent}# {', '.join(spec.choices)}"] if spec.choices else []
+            lines.append(f"{indent}{spec.name.rpartition('.')[2]}: {_yaml_value(spec.default)}")
+    return YAML_HEAD + "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Write both files."""
+    DOCUMENT.write_text(fill(DOCUMENT.read_text()))
+    CONFIG.write_text(occ_yaml())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
