@@ -14,6 +14,7 @@ BAD_ENCODING = "bad_encoding"
 BAD_IMAGE = "bad_image"
 BAD_CLOUD = "bad_cloud"
 EMPTY_CLOUD = "empty_cloud"
+TOO_LARGE = "too_large"
 NO_TRANSFORM = "no_transform"
 NO_EGO_POSE = "no_ego_pose"
 PREDICTION_FAILED = "prediction_failed"
@@ -30,6 +31,7 @@ WORK_CAUSES: dict[str, str] = {
     BAD_IMAGE: "a picture is truncated, empty, or shorter than its header says",
     BAD_CLOUD: "a PointCloud2 lacks x, y or z, is truncated, or has fields that cannot be read",
     EMPTY_CLOUD: "a PointCloud2 has no point, or no point that is finite",
+    TOO_LARGE: "a picture or a cloud is larger than the node takes (64 million pixels, lidar.max_points)",
     NO_TRANSFORM: "a sensor's transform to the base frame is not known",
     NO_EGO_POSE: "the vehicle's pose at a sensor's stamp is not known although /tf or odometry is there",
     PREDICTION_FAILED: "the network refused the frame or ran out of memory",

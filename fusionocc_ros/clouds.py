@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionocc_ros.causes import BAD_CLOUD, EMPTY_CLOUD, DropFrame
+from fusionocc_ros.causes import BAD_CLOUD, EMPTY_CLOUD, TOO_LARGE, DropFrame
 
 DATATYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 """sensor_msgs/PointField.datatype to NumPy."""
 INTENSITY_NAMES = ("intensity", "i")
 RING_NAMES = ("ring", "channel", "line")
+TIME_NAMES = ("time", "t", "timestamp", "time_stamp", "time_offset", "offset_time")
+LONGEST_SWEEP_S = 1.0
+"""A point's time further than this from the cloud's stamp is not understood."""
+MAX_POINTS = 2_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,10 @@ class Cloud:
     """Points left out because x, y or z was not finite."""
     filled: tuple[str, ...] = field(default=())
     """Columns that the cloud did not have: "intensity" is 0, "ring" derived from the elevation."""
+    times_ns: NDArray[np.int64] | None = None
+    """(P,) when each point was measured, nanoseconds after the cloud's stamp; None where the cloud does not say."""
+    odd_times: bool = False
+    """There is a field of times, but what it means is not understood."""
 
 
 def _structure(layout: CloudLayout, name: str) -> np.dtype[np.void]:
@@ -79,16 +87,21 @@ def _structure(layout: CloudLayout, name: str) -> np.dtype[np.void]:
     return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": layout.point_step})
 
 
-def _check_layout(num_bytes: int, layout: CloudLayout, name: str) -> np.dtype[np.void]:
+def _check_layout(num_bytes: int, layout: CloudLayout, name: str, max_points: int) -> np.dtype[np.void]:
     """The structure of a point, after checking that the bytes of a PointCloud2 hold what its layout says.
 
     Raises:
-        DropFrame: no points; truncated; sizes or fields that contradict each other.
+        DropFrame: no points, or too many; truncated; sizes or fields that contradict each other.
     """
     row = layout.width * layout.point_step
     if layout.width == 0 or layout.height == 0:
         raise DropFrame(
             EMPTY_CLOUD, f"{name}: PointCloud2 is {layout.width}x{layout.height}: the sensor sent no points"
+        )
+    if layout.width * layout.height > max_points:
+        raise DropFrame(
+            TOO_LARGE,
+            f"{name}: PointCloud2 has {layout.width * layout.height} points, more than lidar.max_points ({max_points})",
         )
     if layout.point_step < 1 or (layout.row_step < row and layout.height > 1):
         raise DropFrame(
@@ -106,13 +119,13 @@ def _check_layout(num_bytes: int, layout: CloudLayout, name: str) -> np.dtype[np
     return _structure(layout, name)
 
 
-def check_for_sensor_msgs_py(num_bytes: int, layout: CloudLayout, name: str) -> None:
+def check_for_sensor_msgs_py(num_bytes: int, layout: CloudLayout, name: str, *, max_points: int = MAX_POINTS) -> None:
     """Refuse what sensor_msgs_py would fail on, or read wrongly.
 
     Raises:
         DropFrame: as for read_cloud; also padded rows and fields of unknown datatype, which read_cloud can read.
     """
-    _check_layout(num_bytes, layout, name)
+    _check_layout(num_bytes, layout, name, max_points)
     problem = ""
     unknown = [field_name for field_name, _, datatype, _ in layout.fields if datatype not in DATATYPES]
     if unknown:
@@ -126,15 +139,22 @@ def check_for_sensor_msgs_py(num_bytes: int, layout: CloudLayout, name: str) -> 
         )
 
 
-def _records(data: NDArray[np.uint8], layout: CloudLayout, name: str) -> NDArray[np.void]:
-    structure = _check_layout(len(data), layout, name)
+def _records(data: NDArray[np.uint8], layout: CloudLayout, name: str, max_points: int) -> NDArray[np.void]:
+    structure = _check_layout(len(data), layout, name, max_points)
     row = layout.width * layout.point_step
     rows = np.lib.stride_tricks.as_strided(data, (layout.height, row), (layout.row_step, 1))
     return np.ascontiguousarray(rows).reshape(-1).view(structure)
 
 
 def read_cloud(
-    data: NDArray[np.uint8], layout: CloudLayout, *, beams: BeamLayout, intensity_scale: float, name: str
+    data: NDArray[np.uint8],
+    layout: CloudLayout,
+    *,
+    beams: BeamLayout,
+    intensity_scale: float,
+    name: str,
+    stamp_ns: int = 0,
+    max_points: int = MAX_POINTS,
 ) -> Cloud:
     """Points (P, 5) from the bytes of a PointCloud2, whatever the order, offsets and types of its fields.
 
@@ -144,15 +164,19 @@ def read_cloud(
         beams: from which rings are derived where the cloud has none.
         intensity_scale: factor that brings the sensor's intensity to 0..255.
         name: the topic, for messages.
+        stamp_ns: the cloud's, for times of points that are absolute.
+        max_points: more are refused.
 
     Raises:
-        DropFrame: no x, y, z; truncated; empty or without finite points.
+        DropFrame: no x, y, z; truncated; empty, without finite points, or too large.
     """
-    records = _records(data, layout, name)
-    return points_from_records(records, beams=beams, intensity_scale=intensity_scale, name=name)
+    records = _records(data, layout, name, max_points)
+    return points_from_records(records, beams=beams, intensity_scale=intensity_scale, name=name, stamp_ns=stamp_ns)
 
 
-def points_from_records(records: NDArray[np.void], *, beams: BeamLayout, intensity_scale: float, name: str) -> Cloud:
+def points_from_records(
+    records: NDArray[np.void], *, beams: BeamLayout, intensity_scale: float, name: str, stamp_ns: int = 0
+) -> Cloud:
     """Points (P, 5) from a structured array with a field for each value; arguments and errors as for read_cloud."""
     names = records.dtype.names or ()
     missing = [axis for axis in "xyz" if axis not in names]
@@ -177,4 +201,30 @@ def points_from_records(records: NDArray[np.void], *, beams: BeamLayout, intensi
     ring = next((n for n in RING_NAMES if n in names), None)
     points[:, 4] = beams.rings(points[:, :3]) if ring is None else np.nan_to_num(records[ring].astype(np.float32))
     filled = tuple(column for column, found in (("intensity", intensity), ("ring", ring)) if found is None)
-    return Cloud(points=points, dropped=dropped, filled=filled)
+    time = next((n for n in TIME_NAMES if n in names), None)
+    times_ns = None if time is None else _times_ns(records[time], stamp_ns)
+    return Cloud(
+        points=points,
+        dropped=dropped,
+        filled=filled,
+        times_ns=times_ns,
+        odd_times=time is not None and times_ns is None,
+    )
+
+
+def _times_ns(values: NDArray[np.generic], stamp_ns: int) -> NDArray[np.int64] | None:
+    """Nanoseconds after the stamp, from the habits of drivers; None where the numbers fit none of them.
+
+    Integers are nanoseconds after the stamp (Ouster, Autoware) or since the epoch (Livox); floating-point numbers are
+    seconds after the stamp (Velodyne) or since the epoch (Hesai, RoboSense), or nanoseconds since the epoch (Livox).
+    """
+    longest_ns = int(LONGEST_SWEEP_S * 1e9)
+    if np.issubdtype(values.dtype, np.integer):
+        whole = values.astype(np.int64)
+        guesses = [whole, whole - stamp_ns]
+    else:
+        finite = np.nan_to_num(values.astype(np.float64), nan=np.inf)
+        with np.errstate(over="ignore", invalid="ignore"):
+            floats = [finite * 1e9, (finite - stamp_ns / 1e9) * 1e9, finite - stamp_ns]
+        guesses = [np.clip(f, -2.0 * longest_ns, 2.0 * longest_ns).astype(np.int64) for f in floats]
+    return next((guess for guess in guesses if np.abs(guess).max() <= longest_ns), None)

@@ -28,6 +28,7 @@ from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros import pictures
 from fusionocc_ros.causes import BAD_CALIBRATION, BAD_ENCODING, DropFrame
 from fusionocc_ros.clouds import (
+    MAX_POINTS,
     BeamLayout,
     Cloud,
     CloudLayout,
@@ -118,7 +119,13 @@ def camera_info_to_lens(info: CameraInfo, *, size: tuple[int, int], policy: str,
 
 
 def cloud_to_points(
-    message: PointCloud2, *, beams: BeamLayout, intensity_scale: float, name: str, reader: str = "builtin"
+    message: PointCloud2,
+    *,
+    beams: BeamLayout,
+    intensity_scale: float,
+    name: str,
+    reader: str = "builtin",
+    max_points: int = MAX_POINTS,
 ) -> Cloud:
     """Points (P, 5) float32 (x, y, z, intensity, ring) in the sensor's axes, metres; only finite ones.
 
@@ -128,9 +135,10 @@ def cloud_to_points(
         intensity_scale: factor that brings the sensor's intensity to 0..255.
         name: the topic, for messages.
         reader: "builtin", or "sensor_msgs_py" (needs a ROS installation); both give the same points.
+        max_points: larger clouds are refused.
 
     Raises:
-        DropFrame: no x, y, z; truncated; empty or without finite points.
+        DropFrame: no x, y, z; truncated; empty, without finite points, or too large.
     """
     layout = CloudLayout(
         fields=tuple((f.name, f.offset, f.datatype, f.count) for f in message.fields),
@@ -140,17 +148,25 @@ def cloud_to_points(
         row_step=message.row_step,
         is_bigendian=message.is_bigendian,
     )
+    stamp_ns = stamp_to_ns(message.header.stamp)
     if reader == "sensor_msgs_py":
-        records = _read_points(message, layout, name)
-        return points_from_records(records, beams=beams, intensity_scale=intensity_scale, name=name)
-    data = message_bytes(message.data)
-    return read_cloud(data, layout, beams=beams, intensity_scale=intensity_scale, name=name)
+        records = _read_points(message, layout, name, max_points)
+        return points_from_records(records, beams=beams, intensity_scale=intensity_scale, name=name, stamp_ns=stamp_ns)
+    return read_cloud(
+        message_bytes(message.data),
+        layout,
+        beams=beams,
+        intensity_scale=intensity_scale,
+        name=name,
+        stamp_ns=stamp_ns,
+        max_points=max_points,
+    )
 
 
-def _read_points(message: PointCloud2, layout: CloudLayout, name: str) -> NDArray[np.void]:
+def _read_points(message: PointCloud2, layout: CloudLayout, name: str, max_points: int) -> NDArray[np.void]:
     from sensor_msgs_py import point_cloud2
 
-    check_for_sensor_msgs_py(len(message.data), layout, name)
+    check_for_sensor_msgs_py(len(message.data), layout, name, max_points=max_points)
     records: NDArray[np.void] = point_cloud2.read_points(message)
     return records
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionocc_core.data.files import decode_image, picture_kind
-from fusionocc_ros.causes import BAD_ENCODING, BAD_IMAGE, DISTORTED, DropFrame
+from fusionocc_ros.causes import BAD_ENCODING, BAD_IMAGE, DISTORTED, TOO_LARGE, DropFrame
 
 Picture = NDArray[np.uint8]
 
@@ -25,6 +25,10 @@ _CHANNELS = {
     "yuv422": 2,
     "yuyv": 2,
     "yuv422_yuy2": 2,
+    "bayer_rggb8": 1,
+    "bayer_bggr8": 1,
+    "bayer_gbrg8": 1,
+    "bayer_grbg8": 1,
 }
 _TO_RGB = {
     "bgr8": cv2.COLOR_BGR2RGB,
@@ -35,12 +39,21 @@ _TO_RGB = {
     "yuv422": cv2.COLOR_YUV2RGB_UYVY,
     "yuyv": cv2.COLOR_YUV2RGB_YUYV,
     "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUYV,
+    # The names of ROS are the first four pixels; those of OpenCV are the second row's, from its second pixel on.
+    "bayer_rggb8": cv2.COLOR_BayerBG2RGB,
+    "bayer_bggr8": cv2.COLOR_BayerRG2RGB,
+    "bayer_gbrg8": cv2.COLOR_BayerGR2RGB,
+    "bayer_grbg8": cv2.COLOR_BayerGB2RGB,
 }
 ENCODINGS = tuple(_CHANNELS)
 """Encodings of sensor_msgs/Image that are read here."""
 
 _PAIRED = frozenset({"uyvy", "yuv422", "yuyv", "yuv422_yuy2"})
 """Encodings in which two neighbouring pixels share their colour."""
+_MOSAIC_EDGE = 3
+"""Fewest rows and columns of a Bayer mosaic from which colours can be made."""
+MAX_PIXELS = 64_000_000
+"""Pictures with more are refused before they are decoded: a few bytes of JPEG may promise gigabytes."""
 
 
 def decode_raw(data: NDArray[np.uint8], *, height: int, width: int, step: int, encoding: str, name: str) -> Picture:
@@ -55,8 +68,8 @@ def decode_raw(data: NDArray[np.uint8], *, height: int, width: int, step: int, e
         name: the camera, for messages.
 
     Raises:
-        DropFrame: unknown encoding, zero size, an odd width where pixels come in pairs, or fewer bytes than the header
-            says.
+        DropFrame: unknown encoding, zero size, more than MAX_PIXELS, an odd width where pixels come in pairs, or fewer
+            bytes than the header says.
     """
     channels = _CHANNELS.get(encoding)
     if channels is None:
@@ -76,6 +89,13 @@ def decode_raw(data: NDArray[np.uint8], *, height: int, width: int, step: int, e
             BAD_IMAGE,
             f"{name}: Image of encoding {encoding!r} has width {width}; pixels come in pairs, so it must be even",
         )
+    if encoding.startswith("bayer") and min(height, width) < _MOSAIC_EDGE:
+        raise DropFrame(
+            BAD_IMAGE,
+            f"{name}: Image of encoding {encoding!r} is {width}x{height}; a mosaic needs at least "
+            f"{_MOSAIC_EDGE}x{_MOSAIC_EDGE} pixels",
+        )
+    _refuse_too_large(width, height, name)
     needed = step * (height - 1) + row
     if len(data) < needed:
         raise DropFrame(
@@ -88,6 +108,30 @@ def decode_raw(data: NDArray[np.uint8], *, height: int, width: int, step: int, e
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(rows), _TO_RGB[encoding]), dtype=np.uint8)
 
 
+def _refuse_too_large(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise DropFrame(
+            TOO_LARGE,
+            f"{name}: a picture of {width}x{height} pixels; at most {MAX_PIXELS} are taken: scale it down before",
+        )
+
+
+_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of the segments that hold the size of a JPEG (SOF0 to SOF15)."""
+
+
+def _size_in_header(content: bytes) -> tuple[int, int]:
+    """(width, height) that a JPEG or PNG file promises; zeros where it has no such header."""
+    if picture_kind(content) == "PNG":
+        return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+    at = 2
+    while at + 9 <= len(content) and content[at] == 0xFF:
+        if content[at + 1] in _JPEG_SIZES:
+            return int.from_bytes(content[at + 7 : at + 9], "big"), int.from_bytes(content[at + 5 : at + 7], "big")
+        at += 1 if content[at + 1] == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return 0, 0
+
+
 def decode_compressed(data: NDArray[np.uint8], *, image_format: str, name: str) -> Picture:
     """RGB picture (H, W, 3) from a JPEG or PNG file, judged as files of a data set are (data.files.decode_image).
 
@@ -97,7 +141,8 @@ def decode_compressed(data: NDArray[np.uint8], *, image_format: str, name: str) 
         name: the camera, for messages.
 
     Raises:
-        DropFrame: neither JPEG nor PNG, or truncated (decoders would fill the rest with grey and say nothing).
+        DropFrame: neither JPEG nor PNG, more than MAX_PIXELS, or truncated (decoders would fill the rest with grey and
+            say nothing).
     """
     content = data.tobytes()
     if picture_kind(content) is None:
@@ -106,6 +151,7 @@ def decode_compressed(data: NDArray[np.uint8], *, image_format: str, name: str) 
             f"{name}: CompressedImage of format {image_format!r} begins with {content[:8].hex(' ') or 'nothing'}; "
             "expected a JPEG or PNG file",
         )
+    _refuse_too_large(*_size_in_header(content), name)
     try:
         picture = decode_image(content, what=f"{name}: CompressedImage")
     except ValueError as error:

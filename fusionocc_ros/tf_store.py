@@ -83,10 +83,11 @@ class Track:
         while self.stamps[-1] - self.stamps[0] > self.buffer_ns:
             del self.matrices[self.stamps.pop(0)]
 
-    def at(self, stamp_ns: int, tolerance_ns: int) -> Matrix | None:
+    def at(self, stamp_ns: int, tolerance_ns: int, gap_ns: int) -> Matrix | None:
         """The transform at a stamp, or None where it lies further than the tolerance outside of what is known.
 
         Within the tolerance the motion goes on at constant speed, or stands still where the track is shorter than that.
+        Also None where the stamps around it lie further apart than ``gap_ns``: what happened between is not known.
         """
         first, last = self.stamps[0], self.stamps[-1]
         if stamp_ns in self.matrices:
@@ -102,6 +103,8 @@ class Track:
             after_ns = next((s for s in self.stamps if s - first >= tolerance_ns), first)
         if before_ns == after_ns:
             return self.matrices[before_ns]
+        if before_ns < stamp_ns < after_ns and after_ns - before_ns > gap_ns:
+            return None
         fraction = (stamp_ns - before_ns) / (after_ns - before_ns)
         return interpolate(self.matrices[before_ns], self.matrices[after_ns], fraction)
 
@@ -112,11 +115,15 @@ class TfStore:
     Args:
         buffer_ns: how far back moving edges are kept.
         tolerance_ns: how far outside of the stamps at hand a moving edge may be continued.
+        gap_ns: how far apart two stamps may lie for what is between them to be interpolated.
     """
 
-    def __init__(self, *, buffer_ns: int = 10 * S, tolerance_ns: int = 50_000_000) -> None:
+    def __init__(self, *, buffer_ns: int = 10 * S, tolerance_ns: int = 50_000_000, gap_ns: int = S) -> None:
         self._buffer_ns = buffer_ns
         self._tolerance_ns = tolerance_ns
+        self._gap_ns = gap_ns
+        self.static_changes = 0
+        """How many edges that were known have been given another value by ``set_static``."""
         self._parents: dict[str, str] = {}
         self._static: dict[str, Matrix] = {}
         self._tracks: dict[str, Track] = {}
@@ -131,6 +138,9 @@ class TfStore:
         parent, child = _checked(parent, child)
         matrix = check_rigid(f"transform from {child!r} to {parent!r}", child2parent)
         with self._changed:
+            before = self._static.get(child)
+            moved = before is not None and (self._parents[child] != parent or not np.array_equal(before, matrix))
+            self.static_changes += moved
             self._parents[child] = parent
             self._static[child] = matrix
             self._tracks.pop(child, None)
@@ -217,10 +227,16 @@ class TfStore:
         if child in self._static:
             return self._static[child]
         track = self._tracks[child]
-        found = track.at(stamp_ns, self._tolerance_ns)
+        found = track.at(stamp_ns, self._tolerance_ns, self._gap_ns)
         if found is not None:
             return found
         first, last = track.stamps[0], track.stamps[-1]
+        if first < stamp_ns < last:
+            raise TransformError(
+                f"no transform from {source!r} to {target!r} at {stamp_ns / S:.3f} s: {child!r} to "
+                f"{self._parents[child]!r} is known before and after, but not within {self._gap_ns / S:g} s of each "
+                "other; publish it more often, or set transform_gap"
+            )
         message = (
             f"no transform from {source!r} to {target!r} at {stamp_ns / S:.3f} s: {child!r} to "
             f"{self._parents[child]!r} is known from {first / S:.3f} to {last / S:.3f} s"

@@ -24,7 +24,7 @@ from fusionocc_core.grids import OCC3D_GRID, OCC3D_LABELS, VoxelGrid
 from fusionocc_core.structures import Occupancy
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros.causes import CAUSES, DropFrame
-from fusionocc_ros.clouds import BeamLayout
+from fusionocc_ros.clouds import BeamLayout, points_from_records
 from fusionocc_ros.convert import (
     MarkerMaker,
     Provenance,
@@ -99,6 +99,29 @@ def test_grey_pictures_are_repeated_and_yuv_is_converted() -> None:
             assert got[0, 0].argmin() == 2
 
 
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+def test_bayer_mosaics_of_every_pattern_become_rgb(pattern: str) -> None:
+    ramp = np.linspace(0, 60, 12, dtype=np.uint8)
+    truth = np.stack([180 + ramp[:, None] + 0 * ramp, 90 + 0 * ramp[:, None] + ramp, 10 + 0 * ramp[:, None] + ramp], 2)
+    mosaic = np.empty((12, 12, 1), np.uint8)
+    for k, color in enumerate(pattern):
+        mosaic[k // 2 :: 2, k % 2 :: 2, 0] = truth[k // 2 :: 2, k % 2 :: 2, "rgb".index(color)]
+    got = picture_to_rgb(image(f"bayer_{pattern}8", mosaic, padding=3), name="C").astype(int)
+    assert np.abs(got - truth)[2:-2, 2:-2].max() <= 6
+
+
+@pytest.mark.parametrize("extension", [".png", ".jpg"])
+def test_a_small_file_that_promises_a_huge_picture_is_refused_before_it_is_decoded(extension: str) -> None:
+    bomb = compressed(extension, pixels=np.zeros((8, 8, 3), np.uint8))
+    data = bomb.data.tobytes()
+    at = 16 if extension == ".png" else data.index(b"\xff\xc0") + 5
+    size = (60_000).to_bytes(4 if extension == ".png" else 2, "big") * 2
+    bomb.data[at : at + len(size)] = array.array("B", size)
+    with pytest.raises(DropFrame, match="CAM: a picture of 60000x60000 pixels; at most 64000000") as raised:
+        picture_to_rgb(bomb, name="CAM")
+    assert raised.value.cause == "too_large"
+
+
 def compressed(extension: str, image_format: str = "", pixels: np.ndarray = PIXELS) -> CompressedImage:
     _, data = cv2.imencode(extension, pixels[..., ::-1])
     return CompressedImage(format=image_format or extension[1:], data=array.array("B", data.tobytes()))
@@ -142,7 +165,13 @@ def test_padding_behind_a_jpeg_is_allowed_and_damage_inside_is_not() -> None:
 @pytest.mark.parametrize(
     ("message", "cause", "text"),
     [
-        (image("bayer_rggb8", PIXELS[..., :1]), "bad_encoding", "'bayer_rggb8' is not handled .*rgb8, bgr8.*cv_bridge"),
+        (image("bayer_rggb16", PIXELS[..., :2]), "bad_encoding", "'bayer_rggb16' is not handled .*rgb8.*cv_bridge"),
+        (image("bayer_rggb8", PIXELS[:2, :, :1]), "bad_image", "'bayer_rggb8' is 7x2; a mosaic needs at least 3x3"),
+        (
+            Image(height=9000, width=9000, encoding="mono8", step=9000),
+            "too_large",
+            "9000x9000 pixels; at most 64000000",
+        ),
         (image("16UC1", PIXELS), "bad_encoding", "'16UC1'"),
         (
             Image(height=2, width=2, encoding="rgb8", step=5),
@@ -315,6 +344,48 @@ def test_points_that_are_not_finite_are_dropped_and_counted() -> None:
     assert got.dropped == 3
     np.testing.assert_array_equal(got.points[:, :3], np.delete(values, [2, 5, 7], axis=0)[:, :3])
     assert np.isfinite(got.points).all()
+
+
+LATE_NS = np.array([-100_000_000, -50_000_000, 0, 20_000_000])
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("time", LATE_NS.astype("<f4") / 1e9),  # Velodyne
+        ("t", (LATE_NS + 100_000_000).astype("<u4")),  # Ouster
+        ("time_stamp", (LATE_NS + 100_000_000).astype("<u4")),  # Autoware
+        ("timestamp", 1_600_000_000.0 + LATE_NS / 1e9),  # Hesai, RoboSense
+        ("timestamp", 1_600_000_000e9 + LATE_NS),  # Livox
+    ],
+)
+def test_times_of_points_are_understood_in_the_units_of_common_drivers(name: str, values: np.ndarray) -> None:
+    kind = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), (name, values.dtype)])
+    records = np.ones(4, kind)
+    records[name], records["y"][1] = values, np.nan
+    got = points_from_records(
+        records, beams=BeamLayout(), intensity_scale=1.0, name="lidar", stamp_ns=1_600_000_000_000_000_000
+    )
+    shift = 100_000_000 if values.dtype == np.dtype("<u4") else 0
+    np.testing.assert_allclose(got.times_ns, LATE_NS[[0, 2, 3]] + shift, atol=300)
+    assert not got.odd_times
+
+
+@pytest.mark.parametrize("values", [[5e3] * 3, [np.nan, 0, 0], [1e18, 0, 0], [np.inf, 0, 0]])
+def test_times_that_fit_no_habit_are_left_alone_and_said(values: list[float]) -> None:
+    records = np.ones(3, np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("time", "f8")]))
+    records["time"] = values
+    got = points_from_records(
+        records, beams=BeamLayout(), intensity_scale=1.0, name="lidar", stamp_ns=1_600_000_000_000_000_000
+    )
+    assert (got.times_ns, got.odd_times) == (None, True)
+
+
+def test_a_cloud_of_more_points_than_allowed_is_refused_before_it_is_read() -> None:
+    with pytest.raises(DropFrame, match=r"lidar: PointCloud2 has 500 points, more than lidar\.max_points \(499\)") as e:
+        read(cloud(1, points(500)), max_points=499)
+    assert e.value.cause == "too_large"
+    assert len(read(cloud(1, points(500)), max_points=500).points) == 500
 
 
 def test_missing_columns_are_filled_and_named() -> None:

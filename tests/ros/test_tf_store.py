@@ -50,6 +50,26 @@ def test_moving_edges_are_interpolated(store: TfStore) -> None:
     np.testing.assert_allclose(lidar2map, pose(5.25, yaw=0.525) @ pose(1, 0, np.pi / 2), atol=1e-12)
 
 
+def test_what_happened_in_a_long_gap_is_not_made_up(store: TfStore) -> None:
+    store.add("map", "base_link", 3 * S, pose(30))  # as after a jump of the clock
+    np.testing.assert_allclose(store.lookup("base_link", "map", 3 * S), pose(30))
+    for stamp in (S + S // 2, 3 * S - 1, S + 1):
+        with pytest.raises(TransformError, match="known before and after, but not within 1 s .* transform_gap"):
+            store.lookup("base_link", "map", stamp)
+    patient = TfStore(gap_ns=2 * S)
+    for stamp in (S, 3 * S):
+        patient.add("map", "base_link", stamp, pose(stamp / S))
+    np.testing.assert_allclose(patient.lookup("base_link", "map", 2 * S), pose(2))
+
+
+def test_static_edges_that_change_are_counted(store: TfStore) -> None:
+    store.set_static("base_link", "mast", pose(0, 2))
+    assert store.static_changes == 0
+    store.set_static("base_link", "mast", pose(0, 2.5))
+    store.set_static("base_link", "new", pose(0, 2.5))
+    assert store.static_changes == 1
+
+
 def test_leading_slashes_do_not_matter(store: TfStore) -> None:
     np.testing.assert_array_equal(store.lookup("/lidar", "/base_link", 0), pose(1, 0, np.pi / 2))
 
