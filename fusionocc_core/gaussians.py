@@ -7,8 +7,70 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+NO_CLASS = 255
+"""Label of Gaussians in files that say nothing about classes."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GaussianCloud:
+    """The Gaussians of one sample as files, pictures and messages hold them: each has one class."""
+
+    means_G3: NDArray[np.float32]
+    """Centres (x, y, z), metres."""
+    scales_G3: NDArray[np.float32]
+    """Standard deviations along the Gaussian's own three axes, metres, above zero."""
+    rotations_G4: NDArray[np.float32]
+    """Unit quaternions (w, x, y, z), local2frame: they turn the Gaussian's own axes into the frame (the inverse of what
+    Gaussians holds)."""
+    opacities_G: NDArray[np.float32]
+    """0 to 1."""
+    labels_G: NDArray[np.uint8]
+    """Class ids."""
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not belong together and values that no ellipsoid has."""
+        num = len(self.means_G3)
+        shapes = {"means_G3": (num, 3), "scales_G3": (num, 3), "rotations_G4": (num, 4), "opacities_G": (num,)}
+        for name, shape in {**shapes, "labels_G": (num,)}.items():
+            array, dtype = getattr(self, name), np.uint8 if name == "labels_G" else np.float32
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(
+                    f"GaussianCloud.{name}: {array.dtype} {array.shape}; expected {np.dtype(dtype)} {shape} beside "
+                    f"{num} means"
+                )
+            if not np.isfinite(array).all():
+                raise ValueError(f"GaussianCloud.{name}: {int((~np.isfinite(array)).sum())} values are not finite")
+        if (self.scales_G3 <= 0).any():
+            raise ValueError(f"GaussianCloud.scales_G3: {float(self.scales_G3.min()):g} m; expected all above zero")
+        if (np.abs(np.linalg.norm(self.rotations_G4, axis=1) - 1) > 1e-3).any():
+            raise ValueError("GaussianCloud.rotations_G4: expected quaternions of length 1; divide them by their norm")
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.means_G3)
+
+    def select(self, index: NDArray[np.integer] | NDArray[np.bool_]) -> GaussianCloud:
+        """Some of them, in the order of ``index``."""
+        return GaussianCloud(**{name: array[index] for name, array in vars(self).items()})
+
+    def most_opaque(self, most: int) -> GaussianCloud:
+        """The ``most`` with the largest opacity, largest first; all of them where there are no more."""
+        return self.select(np.argsort(-self.opacities_G, kind="stable")[:most])
+
+    def local2frame_G33(self) -> NDArray[np.float32]:
+        """Rotation matrices; their columns are the Gaussians' own axes in the frame."""
+        w, x, y, z = self.rotations_G4.T
+        entries = [
+            1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+        ]  # fmt: skip
+        return np.stack(entries, axis=1).reshape(-1, 3, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,3 +203,28 @@ class Gaussians:
                 f"Gaussians.rotations: {int(bad.sum())} quaternions have length zero, the first at "
                 f"{bad.nonzero()[0].tolist()}; (1, 0, 0, 0) is no rotation"
             )
+
+
+def cloud_of(gaussians: Gaussians, sample: int = 0) -> GaussianCloud:
+    """One sample of a network's Gaussians, each with the class that its semantics favour.
+
+    The position of a number in the semantics is the class id. Opacities beyond 0 to 1 are brought to the nearer end.
+
+    Raises:
+        ValueError: values that are not finite, scales of zero or quaternions without a direction.
+    """
+    gaussians.check_values(0.0, float("inf"))
+    rotations_G4 = gaussians.rotations_BG4[sample].detach().double()
+    conjugate_4 = rotations_G4.new_tensor([1.0, -1.0, -1.0, -1.0])
+    rotations_G4 = rotations_G4 / rotations_G4.norm(dim=1, keepdim=True) * conjugate_4
+
+    def array(tensor: Tensor) -> NDArray[np.float32]:
+        return np.ascontiguousarray(tensor.detach().float().cpu().numpy())
+
+    return GaussianCloud(
+        means_G3=array(gaussians.means_BG3[sample]),
+        scales_G3=array(gaussians.scales_BG3[sample]),
+        rotations_G4=array(rotations_G4),
+        opacities_G=array(gaussians.opacities_BG[sample].clamp(0, 1)),
+        labels_G=gaussians.semantics_BGC[sample].argmax(dim=1).to(torch.uint8).cpu().numpy(),
+    )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionocc_core.data.pipeline import prepare
+from fusionocc_core.gaussians import cloud_of
 from fusionocc_core.grids import LabelSet, VoxelGrid
 from fusionocc_core.models.panoptic import decode_instances
 from fusionocc_core.structures import Batch, InputConfig, LabelOutputs, Occupancy, Outputs, SensorFrame, Timings
@@ -151,10 +152,12 @@ class Predictor:
         hide_unobserved(outputs, config.label_set, labels, confidence)
         centers = outputs.centers if isinstance(outputs, Outputs) else None
         instances = None if centers is None else decode_instances(centers, labels, config.grid)
+        gaussians = outputs.gaussians if isinstance(outputs, Outputs) else None
         return Occupancy(
             labels=labels,
             confidence=confidence,
             instances=instances,
+            gaussians=None if gaussians is None else cloud_of(gaussians),
             grid=config.grid,
             label_set=config.label_set,
             stamp_ns=frame.stamp_ns,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fusionocc_core.gaussians import GaussianCloud, Gaussians
+
 POINT_COLUMNS = ("x", "y", "z", "intensity", "ring")
 """Columns of LidarSweep.points; a sixth, "dt" (seconds after the sweep's stamp, negative = earlier), may follow."""
 
@@ -264,6 +266,18 @@ class CenterOutputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DensityOutputs:
+    """A volume that rays can be sent through, K classes without free space."""
+
+    density_BXYZ: Tensor
+    """Not negative; what it means says RenderConfig.opacity."""
+    semantic_BXYZK: Tensor
+    """Unnormalised scores of what a voxel is, were it occupied."""
+    occupied_logits_BXYZ: Tensor
+    """Log-odds that the voxel is occupied."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outputs:
     """What a network gives back; None where a model has no such output."""
 
@@ -278,6 +292,10 @@ class Outputs:
     have one."""
     centers: CenterOutputs | None = None
     """Where objects are, to tell those of one class apart."""
+    density: DensityOutputs | None = None
+    """Of networks that are made to be rendered; of the others it follows from the scores."""
+    gaussians: Gaussians | None = None
+    """What was splatted into the voxels, in the grid's frame; without the one that may stand for empty space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +337,8 @@ class Occupancy:
     """(X, Y, Z) probability of the label, 0..255; None unless asked for."""
     instances: NDArray[np.uint16] | None = None
     """(X, Y, Z) number of the object, from 1; 0 where the network found none. None where it tells no objects apart."""
+    gaussians: GaussianCloud | None = None
+    """What the voxels were made from, in the grid's frame; None where the network has none."""
     model: str = ""
     """Preset or file that made it."""
     trained_on: str = ""
