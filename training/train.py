@@ -22,15 +22,13 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from fusionocc_core.engine.recipe import Recipe
 
-RECIPES = Path(__file__).resolve().parent / "recipes.py"
+RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description="Train a network by a recipe.", allow_abbrev=False)
-    parser.add_argument(
-        "recipe", nargs="?", metavar="RECIPE", help="a name out of training/recipes.py, or FILE.py:NAME"
-    )
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name out of training/recipes/, or FILE.py:NAME")
     parser.add_argument("--list", action="store_true", help="list the recipes and stop")
     parser.add_argument("--show", action="store_true", help="print every key and value of the recipe and stop")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Recipes are functions in a Python file; this finds them by name."""
+"""Recipes are functions in Python files; this finds them by name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,25 @@ from fusionocc_core.engine.overrides import nearest
 from fusionocc_core.engine.recipe import Recipe
 
 
-def list_recipes(file: Path) -> dict[str, Callable[[], Recipe]]:
-    """The recipes of a file: its public functions that return a Recipe, by name.
+def list_recipes(source: Path) -> dict[str, Callable[[], Recipe]]:
+    """The recipes of a file, or of all Python files of a folder: public functions that return a Recipe, by name.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: two files of the folder have a recipe of the same name.
     """
+    if not source.is_dir():
+        return _recipes_of(source)
+    found: dict[str, Callable[[], Recipe]] = {}
+    for file in sorted(source.glob("*.py")):
+        recipes = _recipes_of(file)
+        if twice := sorted(recipes.keys() & found.keys()):
+            raise ValueError(f"{file}: another file of {source} has a recipe {twice[0]!r} too; rename one of them")
+        found |= recipes
+    return found
+
+
+def _recipes_of(file: Path) -> dict[str, Callable[[], Recipe]]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file of recipes")
     spec = importlib.util.spec_from_file_location(f"recipes_{file.stem}", file)
@@ -36,7 +49,7 @@ def list_recipes(file: Path) -> dict[str, Callable[[], Recipe]]:
 
 
 def find_recipe(text: str, shipped: Path) -> tuple[str, Recipe]:
-    """A recipe by its name in the shipped file, or as FILE.py:NAME.
+    """A recipe by its name in the shipped folder, or as FILE.py:NAME.
 
     Hyphens and underscores are the same.
 
@@ -45,16 +58,16 @@ def find_recipe(text: str, shipped: Path) -> tuple[str, Recipe]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file has no such recipe; the message holds the nearest names.
+        ValueError: there is no such recipe in it; the message holds the nearest names.
     """
     file_name, separator, name = text.rpartition(":")
-    file = Path(file_name) if separator else shipped
-    if file.suffix != ".py":
+    source = Path(file_name) if separator else shipped
+    if separator and source.suffix != ".py":
         raise ValueError(f"recipe {text!r}: expected a name, or FILE.py:NAME")
-    known = list_recipes(file)
+    known = list_recipes(source)
     wanted = name.replace("-", "_")
     if wanted not in known:
-        raise ValueError(f"recipe {name!r}: not in {file}; {nearest(wanted, known)}")
+        raise ValueError(f"recipe {name!r}: not in {source}; {nearest(wanted, known)}")
     return wanted, known[wanted]()
 
 
