@@ -6,23 +6,26 @@ Legend: B samples, N cameras, D depth bins, K classes, H W picture, h w feature 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fusionocc_core.losses.affinity import geometric_affinity, semantic_affinity
-from fusionocc_core.losses.centers import (
-    CenterPredictions,
-    CenterTargets,
-    collate_centers,
-    heatmap_loss,
-    position_loss,
-)
+from fusionocc_core.losses.centers import CenterPredictions, CenterTargets, heatmap_loss, position_loss
 from fusionocc_core.losses.image import cell_labels, depth_loss, segmentation_loss
 from fusionocc_core.losses.lovasz import lovasz_softmax
+from fusionocc_core.losses.occupied import occupied_class_loss, occupied_loss
+from fusionocc_core.losses.rendering import (
+    NUSCENES_RAY_COUNTS,
+    DensityPredictions,
+    RenderingLossConfig,
+    rendered_terms,
+    renderocc_losses,
+)
+from fusionocc_core.losses.targets import Targets
+from fusionocc_core.losses.terms import Losses, LossTerm
 from fusionocc_core.losses.voxels import (
     OCC3D_VOXEL_COUNTS,
     balancing_weights,
@@ -47,6 +50,8 @@ class Predictions(Protocol):
     def seg_logits_BNKhw(self) -> Tensor | None: ...  # noqa: D102
     @property
     def centers(self) -> CenterPredictions | None: ...  # noqa: D102
+    @property
+    def density(self) -> DensityPredictions | None: ...  # noqa: D102
 
 
 class SpecialIds(Protocol):
@@ -56,60 +61,6 @@ class SpecialIds(Protocol):
     def free(self) -> int: ...  # noqa: D102
     @property
     def unknown(self) -> int: ...  # noqa: D102
-
-
-@dataclass(frozen=True, kw_only=True)
-class Targets:
-    """What a batch should have given. None where a data set has no such labels."""
-
-    labels_BXYZ: Tensor
-    """uint8 class ids, augmented like the batch; the label set's ``unknown`` where nothing is known."""
-    mask_camera_BXYZ: Tensor | None = None
-    """Bool: voxels that a camera observed."""
-    mask_lidar_BXYZ: Tensor | None = None
-    """Bool: voxels that the LiDAR observed."""
-    depth_bins_BNhw: Tensor | None = None
-    """int64: 0 where nothing was measured, else 1 + the index of the depth bin."""
-    segmentation_BNHW: Tensor | None = None
-    """uint8 class of each pixel of the network's current pictures; ``free`` or ``unknown`` where there is no label."""
-    centers: CenterTargets | None = None
-    """Where objects are."""
-
-    def __post_init__(self) -> None:
-        """Check that the parts fit together."""
-        shape = self.labels_BXYZ.shape
-        if len(shape) != 4:
-            raise ValueError(f"Targets.labels_BXYZ: shape {tuple(shape)}, expected (B, X, Y, Z)")
-        for name in ("mask_camera_BXYZ", "mask_lidar_BXYZ"):
-            mask = getattr(self, name)
-            if mask is not None and (mask.shape != shape or mask.dtype != torch.bool):
-                raise ValueError(f"Targets.{name}: {mask.dtype} {tuple(mask.shape)}, expected bool {tuple(shape)}")
-        for name in ("depth_bins_BNhw", "segmentation_BNHW"):
-            tensor = getattr(self, name)
-            if tensor is not None and (tensor.dim() != 4 or len(tensor) != len(self.labels_BXYZ)):
-                raise ValueError(f"Targets.{name}: shape {tuple(tensor.shape)}, expected 4 axes, {shape[0]} samples")
-
-    def to(self, device: torch.device | str) -> Targets:
-        """The same targets on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items() if t is not None})
-
-
-def collate_targets(samples: Sequence[Targets]) -> Targets:
-    """One batch out of several, sample after sample.
-
-    Raises:
-        ValueError: some have a kind of label that others lack.
-    """
-    joined: dict[str, Any] = {}
-    for name in (f.name for f in fields(Targets)):
-        parts = [getattr(sample, name) for sample in samples]
-        missing = sum(part is None for part in parts)
-        if missing not in (0, len(parts)):
-            raise ValueError(f"Targets.{name}: {missing} of {len(parts)} samples of a batch lack it")
-        if not missing:
-            joined[name] = collate_centers(parts) if name == "centers" else torch.cat(parts)
-    return replace(samples[0], **joined)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,24 +76,36 @@ class LossConfig:
     segmentation: float = 0.0
     center_heatmap: float = 0.0
     center_position: float = 0.0
+    occupied: float = 0.0
+    """Is a voxel occupied: for networks with Outputs.density."""
+    occupied_class: float = 0.0
+    """By what, of occupied voxels: for networks with Outputs.density."""
     mask: str = "none"
-    """Voxels of the cross-entropy: "none" (all that are known), "camera" or "lidar" (observed by these)."""
+    """Voxels of cross_entropy, occupied and occupied_class: "none" (all that are known), "camera" or "lidar" (observed
+    by these)."""
     class_weights: tuple[float, ...] | None = None
-    """Of cross-entropy and focal loss; see balancing_weights."""
+    """Of cross_entropy, focal and occupied_class (which leaves out that of free space); see balancing_weights."""
     focal_by_distance: bool = True
     """Weight the focal loss of a column of voxels by its distance, from 1 in the middle to 2 in the corners."""
     center_classes: tuple[str, ...] = ()
     """Classes of the objects whose centres the network finds, in the order of its heatmaps."""
+    rendering: RenderingLossConfig | None = None
+    """What rays see of the answer is held against what was measured along them; for every network."""
 
     def __post_init__(self) -> None:
         """Refuse a choice that does not exist, negative weights, and sums of nothing."""
         if self.mask not in MASKS:
             raise ValueError(f"LossConfig.mask={self.mask!r}: expected one of {MASKS}")
         weights = {name: getattr(self, name) for name in TERMS}
-        if min(weights.values()) < 0 or not any(weights.values()):
+        if min(weights.values()) < 0 or not (any(weights.values()) or self.rendering):
             raise ValueError(f"LossConfig: weights must not be negative, and one must be positive; got {weights}")
         if (self.center_heatmap or self.center_position) and not self.center_classes:
             raise ValueError("LossConfig.center_classes=(): the losses of centres need the classes of the heatmaps")
+
+    @property
+    def needs_voxel_labels(self) -> bool:
+        """Whether any term looks at labels of voxels; with none, no such labels are needed to train."""
+        return any(getattr(self, name) for name in _VOXEL_TERMS)
 
 
 TERMS = (
@@ -155,10 +118,13 @@ TERMS = (
     "segmentation",
     "center_heatmap",
     "center_position",
+    "occupied",
+    "occupied_class",
 )
 """Names of the weights in LossConfig and of the terms in Losses."""
 
-_VOXEL_TERMS = TERMS[:5]
+_MASKED_TERMS = ("cross_entropy", "occupied", "occupied_class")
+_VOXEL_TERMS = (*TERMS[:5], "occupied", "occupied_class")
 
 
 def fusionocc_losses(*, mask: str = "camera") -> LossConfig:
@@ -187,33 +153,22 @@ def panoptic_flashocc_losses(*, depth: float = 0.0, center_classes: tuple[str, .
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossTerm:
-    """One named term."""
+def renderocc_recipe_losses(*, voxels: float = 0.0, rendering: float = 1.0, mask: str = "none") -> LossConfig:
+    """What RenderOcc is trained with; with ``voxels`` = 1 by labels of voxels as well.
 
-    name: str
-    value: Tensor
-    """Scalar, not weighted."""
-    weight: float
-    labelled: int
-    """Voxels or cells that it is a mean over; with 0 the term is zero and so are its gradients."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """The terms of one batch."""
-
-    parts: tuple[LossTerm, ...]
-
-    @property
-    def terms(self) -> dict[str, Tensor]:
-        """Weighted values by name, as they enter the sum."""
-        return {part.name: part.value * part.weight for part in self.parts}
-
-    @property
-    def total(self) -> Tensor:
-        """The weighted sum, to call backward() on."""
-        return torch.stack(list(self.terms.values())).sum()
+    Where those are used, the code that calls itself UniOcc (FlashOCC_on_UniOcc_and_RenderOCC) has mask="camera" and
+    rendering=0.1.
+    """
+    weights = (*balancing_weights(NUSCENES_RAY_COUNTS), 1.0)
+    return LossConfig(
+        cross_entropy=0.0,
+        occupied=voxels,
+        occupied_class=voxels,
+        depth=0.05,
+        mask=mask,
+        class_weights=weights,
+        rendering=renderocc_losses(weight=rendering) if rendering else None,
+    )
 
 
 def compute_losses(outputs: Predictions, targets: Targets, config: LossConfig, label_set: SpecialIds) -> Losses:
@@ -227,12 +182,13 @@ def compute_losses(outputs: Predictions, targets: Targets, config: LossConfig, l
     for name, count in labelled.items():
         if not count:
             logger.info("loss %s: nothing in this batch carries a label for it; it is zero", name)
-    return Losses(
-        parts=tuple(
-            LossTerm(name=name, value=value, weight=getattr(config, name), labelled=labelled[name])
-            for name, value in values.items()
-        )
+    parts = tuple(
+        LossTerm(name=name, value=value, weight=getattr(config, name), labelled=labelled[name])
+        for name, value in values.items()
     )
+    if config.rendering:
+        parts += rendered_terms(outputs, targets.rays, config.rendering, free=label_set.free, unknown=label_set.unknown)
+    return Losses(parts=parts)
 
 
 def _term(name: str, outputs: Predictions, targets: Targets, config: LossConfig, label_set: SpecialIds) -> Tensor:
@@ -251,6 +207,16 @@ def _term(name: str, outputs: Predictions, targets: Targets, config: LossConfig,
         return geometric_affinity(logits, labels, unknown=unknown, free=label_set.free)
     if name == "lovasz":
         return lovasz_softmax(logits, labels, unknown=unknown)
+    if name in ("occupied", "occupied_class"):
+        density = _density(outputs, name)
+        known = labels != unknown
+        if (mask := _mask(targets, config)) is not None:
+            known = known & mask
+        if name == "occupied":
+            return occupied_loss(density.occupied_logits_BXYZ, labels != label_set.free, known)
+        return occupied_class_loss(
+            density.semantic_BXYZK, labels, known, free=label_set.free, class_weights=config.class_weights
+        )
     if name in ("center_heatmap", "center_position"):
         said, wanted = _centers(outputs, targets, name)
         if name == "center_heatmap":
@@ -263,6 +229,15 @@ def _term(name: str, outputs: Predictions, targets: Targets, config: LossConfig,
         _need(targets, "segmentation_BNHW", name),
         ignored=(label_set.free, unknown),
     )
+
+
+def _density(outputs: Predictions, term: str) -> DensityPredictions:
+    if outputs.density is None:
+        raise ValueError(
+            f"loss {term} has a weight, but outputs.density is None: only RenderOcc and UniOcc have it; set "
+            f"LossConfig.{term}=0 and LossConfig.cross_entropy instead"
+        )
+    return outputs.density
 
 
 def _mask(targets: Targets, config: LossConfig) -> Tensor | None:
@@ -309,8 +284,10 @@ def _check(outputs: Predictions, targets: Targets, config: LossConfig, label_set
     counts = {name: known.sum() for name in wanted if name in _VOXEL_TERMS}
     highest = {"targets.labels_BXYZ": (labels.where(known, 0).amax(), classes)}
     mask = _mask(targets, config)
-    if mask is not None and "cross_entropy" in wanted:
-        counts["cross_entropy"] = (known & mask).sum()
+    observed = known if mask is None else known & mask
+    counts |= {name: observed.sum() for name in wanted if name in _MASKED_TERMS}
+    if "occupied_class" in wanted:
+        counts["occupied_class"] = (observed & (labels != label_set.free)).sum()
     if "depth" in wanted:
         bins = _need(targets, "depth_bins_BNhw", "depth")
         counts["depth"] = (bins > 0).sum()

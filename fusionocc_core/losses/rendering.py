@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusionocc_core.losses.combine import Losses, LossTerm
+from fusionocc_core.losses.terms import Losses, LossTerm
 from fusionocc_core.losses.voxels import balancing_weights
-from fusionocc_core.ops.volume_render import RenderedRays
-from fusionocc_core.ops.volume_render_rays import Rays
+from fusionocc_core.ops.volume_render import CHUNK_RAYS, RenderedRays, volume_render
+from fusionocc_core.ops.volume_render_rays import Rays, RenderConfig, renderocc_rendering
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,11 @@ class RenderingLossConfig:
     variance_focus: float = 0.85
     """How much of a depth error common to all rays of a sample is forgiven; below 1."""
     class_weights: tuple[float, ...] | None = None
-    """Of the cross-entropy; see balancing_weights."""
+    """Of the cross-entropy, one for each class but free space; see balancing_weights."""
+    render: RenderConfig = field(default_factory=RenderConfig)
+    """How the volume is rendered; data.render_rays.rendering_of has one for any grid."""
+    chunk_rays: int = CHUNK_RAYS
+    """Rays at a time, which bounds the memory: see volume_render."""
 
     def __post_init__(self) -> None:
         """Refuse a choice that does not exist and weights that are no weights."""
@@ -78,9 +83,105 @@ class RenderingLossConfig:
             raise ValueError(f"RenderingLossConfig.variance_focus={self.variance_focus}: expected 0 <= value < 1")
 
 
-def renderocc_losses(*, target: str = "z") -> RenderingLossConfig:
-    """What RenderOcc is trained with; go with it RenderConfig's renderocc_rendering()."""
-    return RenderingLossConfig(target=target, class_weights=balancing_weights(NUSCENES_RAY_COUNTS))
+class DensityPredictions(Protocol):
+    """A volume that rays can be sent through: see structures.DensityOutputs."""
+
+    @property
+    def density_BXYZ(self) -> Tensor: ...  # noqa: D102
+    @property
+    def semantic_BXYZK(self) -> Tensor: ...  # noqa: D102
+    @property
+    def occupied_logits_BXYZ(self) -> Tensor: ...  # noqa: D102
+
+
+class VolumePredictions(Protocol):
+    """The part of a network's outputs that can be rendered."""
+
+    @property
+    def logits_BKXYZ(self) -> Tensor: ...  # noqa: D102
+    @property
+    def density(self) -> DensityPredictions | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityVolume:
+    """What is rendered."""
+
+    density_BXYZ: Tensor
+    semantic_BXYZK: Tensor
+    """Without free space."""
+
+
+def renderocc_losses(*, target: str = "z", weight: float = 1.0) -> RenderingLossConfig:
+    """What RenderOcc is trained with, every term times ``weight``."""
+    return RenderingLossConfig(
+        rendered_depth=weight,
+        rendered_semantic=weight,
+        entropy=0.01 * weight,
+        distortion=0.01 * weight,
+        target=target,
+        class_weights=balancing_weights(NUSCENES_RAY_COUNTS),
+        render=renderocc_rendering(),
+    )
+
+
+def density_volume(outputs: VolumePredictions, render: RenderConfig, *, free: int) -> DensityVolume:
+    """What rays are sent through: the network's own density, or one that follows from its class scores.
+
+    Of scores: a ray that crosses one voxel is stopped there with the probability that the voxel is not free, so the
+    density is -ln p(free) / edge of a voxel; the scores of the other classes are rendered as they are.
+
+    Args:
+        outputs: of any network.
+        render: opacity must be "metric" where density follows from scores.
+        free: id of free space.
+
+    Raises:
+        ValueError: the official opacity is wanted of a network without density of its own.
+    """
+    if outputs.density is not None:
+        return DensityVolume(density_BXYZ=outputs.density.density_BXYZ, semantic_BXYZK=outputs.density.semantic_BXYZK)
+    if render.opacity != "metric":
+        raise ValueError(
+            f"RenderConfig.opacity={render.opacity!r} belongs to networks with Outputs.density; class scores are "
+            "rendered with opacity='metric'"
+        )
+    logits_BKXYZ = outputs.logits_BKXYZ.float()
+    others_BKXYZ = torch.cat([logits_BKXYZ[:, :free], logits_BKXYZ[:, free + 1 :]], dim=1)
+    occupied_BXYZ = others_BKXYZ.logsumexp(dim=1) - logits_BKXYZ[:, free]
+    edge = 2 * render.extent / render.cells_across
+    return DensityVolume(density_BXYZ=F.softplus(occupied_BXYZ) / edge, semantic_BXYZK=others_BKXYZ.movedim(1, -1))
+
+
+def rendered_terms(
+    outputs: VolumePredictions, rays: Rays | None, config: RenderingLossConfig, *, free: int, unknown: int
+) -> tuple[LossTerm, ...]:
+    """The rendering losses of any network's outputs.
+
+    Args:
+        outputs: of any network.
+        rays: with what was measured, in the frame of the outputs; labels are ids of the label set.
+        config: terms, weights, and how rays are rendered.
+        free: id of free space, which no ray may be labelled with.
+        unknown: label of rays without one.
+
+    Raises:
+        ValueError: there are no rays, or some hold labels that are no class.
+    """
+    if rays is None:
+        raise ValueError(
+            "LossConfig.rendering is set, but targets.rays is None: the data give no rays (engine.ray_examples makes "
+            "them); set LossConfig.rendering to None"
+        )
+    if bool((rays.label_R == free).any()):
+        raise ValueError(f"Rays.label_R holds {free}, which is free space; rays end in something")
+    with torch.autocast(outputs.logits_BKXYZ.device.type, enabled=False):
+        volume = density_volume(outputs, config.render, free=free)
+        rendered = volume_render(
+            volume.density_BXYZ, volume.semantic_BXYZK, rays, config.render, chunk_rays=config.chunk_rays
+        )
+    shifted_R = rays.label_R - ((rays.label_R > free) & (rays.label_R != unknown)).long()
+    return rendering_losses(rendered, replace(rays, label_R=shifted_R), config, unknown=unknown).parts
 
 
 def silog_depth(depth_R: Tensor, target_R: Tensor, *, variance_focus: float) -> Tensor:

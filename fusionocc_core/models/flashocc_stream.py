@@ -76,7 +76,7 @@ def stream(network: FlashOcc, batch: Batch, key2global_B44: Tensor, state: Strea
     if network.stereo is not None:
         reference = network.reference(batch, 0) if state is None else _reference_now(state, key2global_B44)
     seen = network.see(batch, 0, reference)
-    bev_BCYX = network.to_bev(seen, cameras)
+    bev_BCYX = network.to_space(seen, cameras)
     ego2global_B44 = key2global_B44 @ torch.linalg.inv(batch.bev_aug_B44.double())
     kept = () if state is None else state.views
     views = [bev_BCYX]
