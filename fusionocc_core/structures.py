@@ -278,6 +278,21 @@ class DensityOutputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RayOutputs:
+    """Which points along the rays of pixels are occupied; h w cells of a picture, E = D depths and "none"."""
+
+    logits_BNhwE: Tensor
+    """Unnormalised scores of the points, and last that none of them is occupied."""
+    projection_BN44: Tensor
+    """Of (x, y, z, 1) in the grid's frame to (u d, v d, d, 1), pixels of the network's picture."""
+    depths: tuple[float, ...]
+    """D distances along the camera's z axis, metres."""
+    image_size: tuple[int, int]
+    """(H, W) of the network's picture."""
+    grid: VoxelGrid
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outputs:
     """What a network gives back; None where a model has no such output."""
 
@@ -296,6 +311,10 @@ class Outputs:
     """Of networks that are made to be rendered; of the others it follows from the scores."""
     gaussians: Gaussians | None = None
     """What was splatted into the voxels, in the grid's frame; without the one that may stand for empty space."""
+    earlier_logits: tuple[Tensor, ...] = ()
+    """As ``logits_BKXYZ``, of earlier stages that are to learn, too; in training only."""
+    rays: RayOutputs | None = None
+    """Which points along the rays of pixels are occupied."""
 
 
 @dataclass(frozen=True, kw_only=True)
