@@ -154,14 +154,13 @@ def silent_sensors(silence_s: dict[str, float]) -> list[str]:
 
 def _inputs(report: Report) -> DiagnosticStatus:
     values: dict[str, object] = {"state": report.state}
-    before = {"lidar": report.sync_before.received, **report.sync_before.pictures}
-    for name, count in {"lidar": report.sync.received, **report.sync.pictures}.items():
+    for name, count in {**dict.fromkeys(report.silence_s, 0), **report.sync.messages}.items():
         values[f"{name} received"] = count
-        values[f"{name} rate [Hz]"] = f"{(count - before.get(name, 0)) / report.period_s:.1f}"
+        values[f"{name} rate [Hz]"] = f"{(count - report.sync_before.messages[name]) / report.period_s:.1f}"
     for name, silence in report.silence_s.items():
         values[f"{name} last message [s ago]"] = f"{silence:.2f}" if np.isfinite(silence) else "never"
-    for (camera, cause), count in report.sync.pictures_dropped.items():
-        values[f"{camera} pictures not kept: {cause}"] = count
+    for (sensor, cause), count in report.sync.not_kept.items():
+        values[f"{sensor} messages not kept: {cause}"] = count
     problems = [report.clock_problem] if report.clock_problem else []
     problems += [f"nothing from {name}: {reason}" for name, reason in report.silence_reasons.items()]
     level = DiagnosticStatus.ERROR if "lidar" in report.silence_reasons else DiagnosticStatus.WARN
@@ -179,7 +178,8 @@ def _sets(report: Report) -> DiagnosticStatus:
         "in hand": report.in_hand,
         "time jumps": report.sync.resets,
         **{f"dropped: {cause}": dropped[cause] for cause in CAUSES if dropped[cause]},
-        **{f"sets without {camera}": count for camera, count in report.sync.missing.items()},
+        **{f"sets without {sensor}": count for sensor, count in report.sync.missing.items()},
+        **{f"sets late for {sensor}": count for sensor, count in report.sync.late.items()},
         **report.extra,
     }
     # Overtaken sets are the normal life of a network that is slower than the LiDAR.

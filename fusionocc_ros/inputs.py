@@ -201,11 +201,11 @@ class Inputs:
 
     def _on_picture(self, camera: str, message: Any) -> None:
         self._silence.heard(camera)
-        self._hand_out(self.sync.add_picture(camera, stamp_to_ns(message.header.stamp), message))
+        self._hand_out(self.sync.add(camera, stamp_to_ns(message.header.stamp), message))
 
     def _on_sweep(self, message: Any) -> None:
         self._silence.heard("lidar")
-        self._hand_out(self.sync.add_sweep(stamp_to_ns(message.header.stamp), message))
+        self._hand_out(self.sync.add("lidar", stamp_to_ns(message.header.stamp), message))
 
     def _on_tf(self, message: Any) -> None:
         for entry in message.transforms:

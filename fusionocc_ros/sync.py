@@ -1,201 +1,78 @@
-"""Which pictures belong to which sweep: a synchroniser anchored at the LiDAR. Pure Python, no ROS.
+"""Which messages belong together: a synchroniser anchored at one sensor, mostly the LiDAR. Pure Python, no ROS.
 
-Every sweep asks each camera for the picture nearest to the sweep's stamp (plus that camera's time offset); a picture
-may serve several sweeps. A set leaves when no camera can offer a better picture any more, or when the deadline has
-passed. Stamps are integer nanoseconds of the sensors' time; the clock is that of arrival and only measures waiting.
+Every message of the reference sensor begins a set and asks each other sensor for the message nearest to its stamp (plus
+that sensor's time offset); a message may serve several sets. A set leaves when no sensor can offer a better one any
+more, or when the deadline has passed. Where the reference falls silent, another sensor may stand in for it. Stamps are
+integer nanoseconds of the sensors' time; the clock is that of arrival and only measures waiting.
 
-Every sweep that enters is accounted for: ``received == released + sum(dropped) + pending`` at any time.
+Every set that is begun is accounted for: ``received == released + sum(dropped) + pending`` at any time.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic
 
-S = 1_000_000_000
-MS = 1_000_000
+from fusionocc_ros.streams import PACE_SAMPLES, Stamped, Stream
+from fusionocc_ros.sync_types import (
+    DUPLICATE,
+    LIDAR,
+    MS,
+    OUT_OF_ORDER,
+    OVERFLOW,
+    STOPPED,
+    SYNC_CAUSES,
+    TIME_JUMP,
+    TOO_FEW_CAMERAS,
+    UNMATCHED,
+    ZERO_STAMP,
+    Item,
+    S,
+    SensorSet,
+    SyncConfig,
+    SyncCounters,
+)
 
-Item = TypeVar("Item")
-
-ZERO_STAMP = "zero_stamp"
-DUPLICATE = "duplicate"
-OUT_OF_ORDER = "out_of_order"
-TOO_FEW_CAMERAS = "too_few_cameras"
-OVERFLOW = "overflow"
-TIME_JUMP = "time_jump"
-STOPPED = "stopped"
-UNMATCHED = "unmatched"
-SYNC_CAUSES: dict[str, str] = {
-    ZERO_STAMP: "the sweep's stamp is zero or negative: the driver does not stamp its messages",
-    DUPLICATE: "a second sweep with the stamp of the one before",
-    OUT_OF_ORDER: "the sweep is older than one that came before it",
-    TOO_FEW_CAMERAS: "fewer than sync.min_cameras cameras had a picture within sync.tolerance by the deadline",
-    OVERFLOW: "more than sync.max_pending sweeps were waiting for pictures: the oldest gave way",
-    TIME_JUMP: "the stamps jumped back (a bag looped, a simulation restarted) while the sweep was waiting",
-    STOPPED: "the node was deactivated while the sweep was waiting",
-    UNMATCHED: "sync.policy approximate_time found no set for the sweep",
-}
-"""Why a sweep was dropped here, and what each word means."""
+__all__ = [
+    "DUPLICATE",
+    "LIDAR",
+    "MS",
+    "OUT_OF_ORDER",
+    "OVERFLOW",
+    "STOPPED",
+    "SYNC_CAUSES",
+    "TIME_JUMP",
+    "TOO_FEW_CAMERAS",
+    "UNMATCHED",
+    "ZERO_STAMP",
+    "LidarAnchoredSync",
+    "S",
+    "SensorSet",
+    "Stamped",
+    "SyncConfig",
+    "SyncCounters",
+]
 
 RESTART_GAP_NS = 300 * MS
 """A repeated or older stamp that comes this long after the last sweep is a restart (a bag of one keyframe, looped)."""
 RESTART_INTERVALS = 3
-"""It must also come after so many of the LiDAR's own intervals: a slow LiDAR may repeat a message, or send it late."""
-PACE_SAMPLES = 8
-"""Intervals from which a camera's, or the LiDAR's, pace is taken."""
-PACE_MARGIN = 0.9
-"""The next picture is expected no earlier than this share of the shortest recent interval."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyncConfig:
-    """How pictures are matched to sweeps."""
-
-    cameras: tuple[str, ...]
-    time_offset_ns: Mapping[str, int] = field(default_factory=dict)
-    """Where a camera's picture is expected relative to the sweep's stamp; 0 for cameras that are not listed."""
-    tolerance_ns: int = 100 * MS
-    """A picture further than this from where it is expected is not used."""
-    deadline_ns: int = 150 * MS
-    """Longest wait for pictures after the sweep's arrival."""
-    min_cameras: int = 1
-    """A set with fewer pictures is dropped; 0 lets the LiDAR through alone."""
-    give_up_after: int = 5
-    """A camera that missed so many sets in a row is no longer waited for until it speaks again."""
-    expect_pace: bool = True
-    """Do not wait for a picture that, at the camera's pace, cannot be nearer than the one at hand."""
-    max_pictures: int = 20
-    """Pictures kept for each camera."""
-    max_pending: int = 20
-    """Sweeps that may wait at the same time."""
-    jump_back_ns: int = 200 * MS
-    """A stamp further back than this is a jump in time (everything starts anew), not a late message."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        if len(set(self.cameras)) != len(self.cameras):
-            raise ValueError(f"SyncConfig.cameras: names must differ, got {list(self.cameras)}")
-        unknown = sorted(set(self.time_offset_ns) - set(self.cameras))
-        if unknown:
-            raise ValueError(f"SyncConfig.time_offset_ns names {unknown}; the cameras are {list(self.cameras)}")
-        if not 0 <= self.min_cameras <= len(self.cameras):
-            raise ValueError(
-                f"SyncConfig.min_cameras={self.min_cameras}: expected 0 to {len(self.cameras)}, the number of cameras"
-            )
-        for name in ("tolerance_ns", "deadline_ns", "give_up_after", "max_pictures", "max_pending", "jump_back_ns"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"SyncConfig.{name}={getattr(self, name)}: must be positive")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stamped(Generic[Item]):
-    """A message and its stamp."""
-
-    stamp_ns: int
-    item: Item
-
-
-@dataclass(frozen=True, kw_only=True)
-class SensorSet(Generic[Item]):
-    """One sweep with the pictures that belong to it."""
-
-    stamp_ns: int
-    """The sweep's stamp."""
-    sweep: Item
-    pictures: Mapping[str, Stamped[Item]]
-    """By camera, in the order of SyncConfig.cameras; cameras without a picture are absent."""
-    arrived_ns: int
-    """When the sweep came, on the synchroniser's clock."""
-    released_ns: int
-    """When the set left."""
-    epoch: int
-    """Grows by one each time the stamps jump back: sets of different epochs must not be combined."""
-
-
-@dataclass(kw_only=True)
-class SyncCounters:
-    """What went in and where it went."""
-
-    received: int = 0
-    released: int = 0
-    complete: int = 0
-    """Released sets that hold every camera."""
-    resets: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    pictures: Counter[str] = field(default_factory=Counter)
-    """Pictures received, by camera."""
-    pictures_dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Pictures not kept, by (camera, cause)."""
-    missing: Counter[str] = field(default_factory=Counter)
-    """Released or dropped sets that lacked this camera."""
-
-
-class _Stream(Generic[Item]):
-    """The recent pictures of one camera, ordered by stamp."""
-
-    def __init__(self) -> None:
-        self.stamps: list[int] = []
-        self.items: list[Item] = []
-        self.newest_ns = 0
-        self.intervals: deque[int] = deque(maxlen=PACE_SAMPLES)
-        self.missed = 0
-        self.jumped = False
-        """The stamps jumped back and those of the LiDAR have not followed yet."""
-
-    def insert(self, stamp_ns: int, item: Item) -> None:
-        at = bisect_left(self.stamps, stamp_ns)
-        if stamp_ns > self.newest_ns:
-            if self.newest_ns:
-                self.intervals.append(stamp_ns - self.newest_ns)
-            self.newest_ns = stamp_ns
-        self.stamps.insert(at, stamp_ns)
-        self.items.insert(at, item)
-        self.missed = 0
-
-    def nearest(self, target_ns: int, tolerance_ns: int) -> Stamped[Item] | None:
-        at = bisect_left(self.stamps, target_ns)
-        around = [i for i in (at - 1, at) if 0 <= i < len(self.stamps)]
-        if not around:
-            return None
-        best = min(around, key=lambda i: abs(self.stamps[i] - target_ns))
-        if abs(self.stamps[best] - target_ns) > tolerance_ns:
-            return None
-        return Stamped(stamp_ns=self.stamps[best], item=self.items[best])
-
-    def settled(self, target_ns: int, tolerance_ns: int, expect_pace: bool) -> bool:
-        """Whether no picture to come can be nearer to the target than what is here."""
-        if self.newest_ns >= target_ns:
-            return True
-        if not (expect_pace and self.intervals and self.stamps):
-            return False
-        lag = target_ns - self.newest_ns
-        lead = self.newest_ns + int(PACE_MARGIN * min(self.intervals)) - target_ns
-        return lag <= tolerance_ns and lead >= lag
-
-    def forget_before(self, stamp_ns: int) -> None:
-        count = bisect_left(self.stamps, stamp_ns)
-        del self.stamps[:count], self.items[:count]
-
-    def forget_after(self, stamp_ns: int) -> None:
-        count = bisect_left(self.stamps, stamp_ns + 1)
-        if count < len(self.stamps):
-            del self.stamps[count:], self.items[count:]
-            self.intervals.clear()
-        self.newest_ns = self.stamps[-1] if self.stamps else 0
+"""It must also come after so many of the reference's own intervals: a slow LiDAR may repeat a message, or be late."""
+STAND_IN_LEAD_NS = S
+"""A sweep further behind the sets of a stand-in than this has other stamps than it; one that is less is only late."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pending(Generic[Item]):
+    anchor: str
     stamp_ns: int
     item: Item
     arrived_ns: int
 
 
 class LidarAnchoredSync(Generic[Item]):
-    """Collects sweeps and pictures and hands out sets, oldest first. Not thread-safe: call it from one thread.
+    """Collects messages and hands out sets, oldest first. Not thread-safe: call it from one thread.
 
     Args:
         config: matching rules.
@@ -207,16 +84,25 @@ class LidarAnchoredSync(Generic[Item]):
         self.counters = SyncCounters()
         self.epoch = 0
         self._clock = clock
-        self._streams: dict[str, _Stream[Item]] = {name: _Stream() for name in config.cameras}
         self._pending: deque[_Pending[Item]] = deque()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        others = [name for name in self.config.sensors if name != self.config.reference]
+        self._streams: dict[str, Stream[Item]] = {name: Stream() for name in others}
+        self._last_set_ns, self._last_anchor = 0, self.config.reference
+        """Stamp of the newest set, and who began it."""
         self._last_stamp_ns = 0
+        """Stamp of the reference's last message."""
         self._last_arrival_ns = 0
         self._intervals_ns: deque[int] = deque(maxlen=PACE_SAMPLES)
-        """Between arrivals of sweeps, since the stamps last jumped back."""
+        """Between arrivals of the reference's messages, since the stamps last jumped back."""
+        self._silent_since: tuple[int, int] | None = None
+        """When the reference was last heard, and the stamp; before its first message, those of the first message."""
 
     @property
     def pending(self) -> int:
-        """Sweeps that wait for pictures."""
+        """Sets that wait."""
         return len(self._pending)
 
     def add_picture(self, camera: str, stamp_ns: int, item: Item) -> list[SensorSet[Item]]:
@@ -225,49 +111,40 @@ class LidarAnchoredSync(Generic[Item]):
         Raises:
             ValueError: a camera that the configuration does not name.
         """
-        stream = self._streams.get(camera)
-        if stream is None:
-            raise ValueError(f"camera {camera!r} is not one of {list(self._streams)}")
-        self.counters.pictures[camera] += 1
-        if stamp_ns <= 0:
-            self.counters.pictures_dropped[camera, ZERO_STAMP] += 1
-            return self.poll()
-        if stream.newest_ns - stamp_ns > self.config.jump_back_ns:
-            self.counters.pictures_dropped[camera, TIME_JUMP] += len(stream.stamps)
-            stream.forget_after(0)
-            stream.jumped = True
-        if self._holds(stream, stamp_ns):
-            self.counters.pictures_dropped[camera, DUPLICATE] += 1
-            return self.poll()
-        stream.insert(stamp_ns, item)
-        if len(stream.stamps) > self.config.max_pictures:
-            stream.forget_before(stream.stamps[1])
-            self.counters.pictures_dropped[camera, OVERFLOW] += 1
-        return self.poll()
+        return self.add(camera, stamp_ns, item)
 
     def add_sweep(self, stamp_ns: int, item: Item) -> list[SensorSet[Item]]:
-        """Take in a sweep; returns the sets that are ready, oldest first."""
+        """Take in a cloud of the first LiDAR; returns the sets that are ready, oldest first."""
+        return self.add(LIDAR, stamp_ns, item)
+
+    def add(self, sensor: str, stamp_ns: int, item: Item) -> list[SensorSet[Item]]:
+        """Take in a message of any sensor; returns the sets that are ready, oldest first.
+
+        Raises:
+            ValueError: a sensor that the configuration does not name.
+        """
+        if sensor not in self.config.sensors:
+            raise ValueError(f"camera {sensor!r} is not one of {list(self.config.sensors)}")
         now = self._clock()
-        self.counters.received += 1
-        epoch = self.epoch
-        cause = self._refuse(stamp_ns, now)
-        if cause is not None:
-            self.counters.dropped[cause] += 1
-            return self.poll()
-        if self._last_stamp_ns and self.epoch == epoch:
-            self._intervals_ns.append(now - self._last_arrival_ns)
-        self._last_stamp_ns, self._last_arrival_ns = stamp_ns, now
-        self._pending.append(_Pending(stamp_ns=stamp_ns, item=item, arrived_ns=now))
-        if len(self._pending) > self.config.max_pending:
-            self._pending.popleft()
-            self.counters.dropped[OVERFLOW] += 1
+        self.counters.messages[sensor] += 1
+        self._silent_since = self._silent_since or (now, stamp_ns)
+        if sensor == self.config.reference:
+            self._take_reference(stamp_ns, item, now)
+        elif self._keep(sensor, stamp_ns, item, now) and self._stands_in(sensor, stamp_ns, now):
+            self.counters.stood_in += 1
+            self._begin(sensor, stamp_ns, item, now)
         return self.poll()
 
     def poll(self) -> list[SensorSet[Item]]:
         """The sets that are ready by now, oldest first; call it at least every few milliseconds for the deadline."""
         ready: list[SensorSet[Item]] = []
         now = self._clock()
-        while self._pending and self._is_ready(self._pending[0], now):
+        while self._pending:
+            sweep = self._pending[0]
+            late = [] if self.config.newest else self._waits_for(sweep)
+            if late and now - sweep.arrived_ns < self.config.deadline_ns:
+                break
+            self.counters.late.update(late)
             released = self._release(self._pending.popleft(), now)
             if released is not None:
                 ready.append(released)
@@ -275,40 +152,110 @@ class LidarAnchoredSync(Generic[Item]):
         return ready
 
     def stop(self) -> None:
-        """Give up what waits and forget all pictures; the counters stay."""
+        """Give up what waits and forget all messages; the counters stay."""
         self._drop_pending(STOPPED)
-        self._streams = {name: _Stream() for name in self._streams}
-        self._last_stamp_ns = 0
-        self._intervals_ns.clear()
+        self._start_anew()
         self.epoch += 1
 
-    def waited_for(self, camera: str) -> bool:
-        """False for a camera that has been silent for give_up_after sets."""
-        return self._streams[camera].missed < self.config.give_up_after
+    def waited_for(self, sensor: str) -> bool:
+        """False for a sensor that has been silent for give_up_after sets."""
+        return self._streams[sensor].missed < self.config.give_up_after
+
+    # ---- what comes in -----------------------------------------------------------------------------------------------
+
+    def _take_reference(self, stamp_ns: int, item: Item, now: int) -> None:
+        epoch = self.epoch
+        cause = self._refuse(stamp_ns, now)
+        if cause is not None:
+            self.counters.received += 1
+            self.counters.dropped[cause] += 1
+            return
+        if self._last_stamp_ns and self.epoch == epoch:
+            self._intervals_ns.append(now - self._last_arrival_ns)
+        self._last_stamp_ns, self._last_arrival_ns = stamp_ns, now
+        self._silent_since = (now, stamp_ns)
+        self._begin(self.config.reference, stamp_ns, item, now)
 
     def _refuse(self, stamp_ns: int, now: int) -> str | None:
-        """Why this sweep cannot be used; starts a new epoch where the stamps jumped back."""
+        """Why this message of the reference cannot be used; starts a new epoch where the stamps jumped back."""
         if stamp_ns <= 0:
             return ZERO_STAMP
-        if stamp_ns > self._last_stamp_ns:
-            return None
-        pace_ns = sorted(self._intervals_ns)[len(self._intervals_ns) // 2] if self._intervals_ns else 0
-        restarted = now - self._last_arrival_ns >= max(RESTART_GAP_NS, RESTART_INTERVALS * pace_ns)
-        if restarted or self._last_stamp_ns - stamp_ns > self.config.jump_back_ns:
+        if stamp_ns <= self._last_stamp_ns:
+            restarted = now - self._last_arrival_ns >= max(RESTART_GAP_NS, RESTART_INTERVALS * self._pace_ns())
+            if restarted or self._last_stamp_ns - stamp_ns > self.config.jump_back_ns:
+                self._jump_back(stamp_ns)
+                return None
+            return DUPLICATE if stamp_ns == self._last_stamp_ns else OUT_OF_ORDER
+        if stamp_ns <= self._last_set_ns:  # another sensor has stood in, further than this
+            if self._last_set_ns - stamp_ns > STAND_IN_LEAD_NS:
+                self._jump_back(stamp_ns)
+                return None
+            self._last_stamp_ns, self._last_arrival_ns = stamp_ns, now
+            self._silent_since = (now, stamp_ns)
+            return OUT_OF_ORDER
+        return None
+
+    def _keep(self, sensor: str, stamp_ns: int, item: Item, now: int) -> bool:
+        stream = self._streams[sensor]
+        if stamp_ns <= 0:
+            self.counters.not_kept[sensor, ZERO_STAMP] += 1
+            return False
+        if stream.newest_ns - stamp_ns > self.config.jump_back_ns:
+            self.counters.not_kept[sensor, TIME_JUMP] += len(stream.stamps)
+            stream.forget_after(0)
+            stream.jumped = True
+        if stream.holds(stamp_ns):
+            self.counters.not_kept[sensor, DUPLICATE] += 1
+            return False
+        stream.insert(stamp_ns, item, now)
+        if len(stream.stamps) > self.config.max_pictures:
+            stream.forget_before(stream.stamps[1])
+            self.counters.not_kept[sensor, OVERFLOW] += 1
+        return stream.holds(stamp_ns)
+
+    def _stands_in(self, sensor: str, stamp_ns: int, now: int) -> bool:
+        """Whether this message begins a set because the reference is silent: in real time and by the stamps.
+
+        By the stamps as well, for a player may hold its bag.
+        """
+        limit = self.config.reference_timeout_ns
+        if not limit or self._silent_since is None:
+            return False
+        heard_ns, heard_stamp_ns = self._silent_since
+        limit = max(limit, RESTART_INTERVALS * self._pace_ns())
+        if now - heard_ns < limit or abs(stamp_ns - heard_stamp_ns) < limit:
+            return False
+        alive = (name for name, s in self._streams.items() if s.heard_ns is not None and now - s.heard_ns < limit)
+        if sensor != next(alive, None):
+            return False
+        if self._streams[sensor].jumped:
             self._jump_back(stamp_ns)
-            return None
-        return DUPLICATE if stamp_ns == self._last_stamp_ns else OUT_OF_ORDER
+            self._silent_since = (heard_ns, stamp_ns - limit)
+        return stamp_ns > self._last_set_ns
+
+    def _begin(self, anchor: str, stamp_ns: int, item: Item, now: int) -> None:
+        self.counters.received += 1
+        self._last_set_ns, self._last_anchor = stamp_ns, anchor
+        self._pending.append(_Pending(anchor=anchor, stamp_ns=stamp_ns, item=item, arrived_ns=now))
+        if len(self._pending) > self.config.max_pending:
+            self._pending.popleft()
+            self.counters.dropped[OVERFLOW] += 1
+
+    def _pace_ns(self) -> int:
+        return sorted(self._intervals_ns)[len(self._intervals_ns) // 2] if self._intervals_ns else 0
 
     def _jump_back(self, stamp_ns: int) -> None:
         self._drop_pending(TIME_JUMP)
         self._intervals_ns.clear()
-        # Cameras may have jumped before the LiDAR did: their pictures lie near the new stamp and are kept.
-        boundary = max((stamp_ns + self._last_stamp_ns) // 2, stamp_ns + self.config.tolerance_ns)
-        for camera, stream in self._streams.items():
+        # Sensors may have jumped before the reference did: their messages lie near the new stamp and are kept.
+        before_ns = max(self._last_stamp_ns, self._last_set_ns)
+        boundary = max((stamp_ns + before_ns) // 2, stamp_ns + self.config.tolerance_ns)
+        for sensor, stream in self._streams.items():
             before = len(stream.stamps)
             stream.forget_after(boundary)
-            self.counters.pictures_dropped[camera, TIME_JUMP] += before - len(stream.stamps)
+            self.counters.not_kept[sensor, TIME_JUMP] += before - len(stream.stamps)
             stream.jumped = False
+        self._last_stamp_ns = self._last_set_ns = 0
         self.counters.resets += 1
         self.epoch += 1
 
@@ -317,52 +264,63 @@ class LidarAnchoredSync(Generic[Item]):
             self.counters.dropped[cause] += len(self._pending)
             self._pending.clear()
 
-    def _target(self, camera: str, stamp_ns: int) -> int:
-        return stamp_ns + self.config.time_offset_ns.get(camera, 0)
+    # ---- what goes out -----------------------------------------------------------------------------------------------
 
-    def _is_ready(self, sweep: _Pending[Item], now: int) -> bool:
-        if now - sweep.arrived_ns >= self.config.deadline_ns:
-            return True
-        return all(
-            stream.settled(self._target(camera, sweep.stamp_ns), self.config.tolerance_ns, self.config.expect_pace)
-            or not self.waited_for(camera)
-            for camera, stream in self._streams.items()
-        )
+    def _target(self, sensor: str, anchor: str, stamp_ns: int) -> int:
+        offsets = self.config.time_offset_ns
+        return stamp_ns + offsets.get(sensor, 0) - offsets.get(anchor, 0)
+
+    def _waits_for(self, sweep: _Pending[Item]) -> list[str]:
+        """The sensors that may still send something better for a set."""
+        config = self.config
+        return [
+            sensor
+            for sensor, stream in self._streams.items()
+            if self.waited_for(sensor)
+            and not stream.settled(
+                self._target(sensor, sweep.anchor, sweep.stamp_ns),
+                tolerance_ns=config.tolerance_ns,
+                noise_ns=config.noise_window_ns,
+                expect_pace=config.expect_pace,
+            )
+        ]
+
+    def _choose(self, sensor: str, sweep: _Pending[Item]) -> Stamped[Item] | None:
+        if sensor == sweep.anchor:
+            return Stamped(stamp_ns=sweep.stamp_ns, item=sweep.item)
+        if sensor == self.config.reference:
+            return None  # it is silent
+        stream, target_ns = self._streams[sensor], self._target(sensor, sweep.anchor, sweep.stamp_ns)
+        found = (stream.latest if self.config.newest else stream.nearest)(target_ns, self.config.tolerance_ns)
+        stream.missed = stream.missed + 1 if found is None else 0
+        return found
 
     def _release(self, sweep: _Pending[Item], now: int) -> SensorSet[Item] | None:
-        pictures: dict[str, Stamped[Item]] = {}
-        for camera, stream in self._streams.items():
-            found = stream.nearest(self._target(camera, sweep.stamp_ns), self.config.tolerance_ns)
-            if found is None:
-                stream.missed += 1
-                self.counters.missing[camera] += 1
-            else:
-                stream.missed = 0
-                pictures[camera] = found
+        chosen = {sensor: self._choose(sensor, sweep) for sensor in self.config.sensors}
+        missing = tuple(sensor for sensor, found in chosen.items() if found is None)
+        self.counters.missing.update(missing)
+        pictures = {name: found for name in self.config.cameras if (found := chosen[name]) is not None}
         if len(pictures) < self.config.min_cameras:
             self.counters.dropped[TOO_FEW_CAMERAS] += 1
             return None
         self.counters.released += 1
-        self.counters.complete += len(pictures) == len(self._streams)
+        self.counters.complete += not missing
         return SensorSet(
             stamp_ns=sweep.stamp_ns,
-            sweep=sweep.item,
             pictures=pictures,
+            clouds={name: found for name in self.config.lidars if (found := chosen[name]) is not None},
             arrived_ns=sweep.arrived_ns,
             released_ns=now,
             epoch=self.epoch,
+            missing=missing,
         )
 
     def _forget_unusable(self) -> None:
-        """Free pictures that no sweep to come can use: sweeps only get newer."""
-        oldest = self._pending[0].stamp_ns if self._pending else self._last_stamp_ns
-        for camera, stream in self._streams.items():
-            usable_from = self._target(camera, oldest) - self.config.tolerance_ns
+        """Free messages that no set to come can use: sets only get newer."""
+        first = self._pending[0] if self._pending else None
+        oldest, anchor = (first.stamp_ns, first.anchor) if first else (self._last_set_ns, self._last_anchor)
+        for sensor, stream in self._streams.items():
+            usable_from = self._target(sensor, anchor, oldest) - self.config.tolerance_ns
             stream.jumped = stream.jumped and stream.newest_ns < usable_from
             if not stream.jumped:
                 stream.forget_before(usable_from)
-
-    @staticmethod
-    def _holds(stream: _Stream[Item], stamp_ns: int) -> bool:
-        at = bisect_left(stream.stamps, stamp_ns)
-        return at < len(stream.stamps) and stream.stamps[at] == stamp_ns

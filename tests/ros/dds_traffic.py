@@ -124,7 +124,7 @@ def receive(transport: str, seconds: float) -> dict[str, object]:
             break
     counters = node.inputs.sync.counters
     result = {
-        "pictures": dict(counters.pictures),
+        "pictures": {name: count for name, count in counters.messages.items() if name != "lidar"},
         "sweeps": counters.received,
         "released": counters.released,
         "dropped": dict(counters.dropped),

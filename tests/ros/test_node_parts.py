@@ -23,16 +23,17 @@ from fusionocc_core.structures import LidarSweep, Occupancy, SensorFrame
 from fusionocc_ros.assemble import Assembled, Moment
 from fusionocc_ros.causes import DropFrame
 from fusionocc_ros.clouds import BeamLayout, points_from_records
-from fusionocc_ros.convert import Provenance, picture_to_rgb
+from fusionocc_ros.convert import picture_to_rgb
 from fusionocc_ros.dds import PROFILE_VARIABLES, share_folder, use_shipped_profile
 from fusionocc_ros.diagnostics import Statistics, Throttle
 from fusionocc_ros.ego_motion import EgoMotion, Source
 from fusionocc_ros.engine import Engine, load_engine
 from fusionocc_ros.history import KeyframeRing
+from fusionocc_ros.occupancy_messages import Provenance
 from fusionocc_ros.parameters import NodeParameters
 from fusionocc_ros.rig import load_rig
 from fusionocc_ros.silence import Silence
-from fusionocc_ros.sync import SensorSet
+from fusionocc_ros.sync import LIDAR, SensorSet
 from fusionocc_ros.tf_store import TfStore
 from fusionocc_ros.work import Work
 from fusionocc_ros.worker import LatestWorker
@@ -186,9 +187,7 @@ class Bench:
         self.published.append(occupancy.stamp_ns)
 
     def take(self, stamp_ns: int) -> None:
-        sensors: SensorSet[Any] = SensorSet(
-            stamp_ns=stamp_ns, sweep=None, pictures={}, arrived_ns=0, released_ns=0, epoch=0
-        )
+        sensors: SensorSet[Any] = SensorSet(stamp_ns=stamp_ns, pictures={}, arrived_ns=0, released_ns=0, epoch=0)
         self.work.offer(sensors)
 
     def finish(self) -> dict[str, int]:
@@ -454,8 +453,8 @@ def test_approximate_time_gives_sets_where_message_filters_is_installed() -> Non
     sets = []
     for k in range(1, 21):
         for camera in ("CAM_FRONT", "CAM_BACK"):
-            sets += sync.add_picture(camera, k * 100 * MS - 5 * MS, jpeg(camera, k * 100 * MS - 5 * MS))
-        sets += sync.add_sweep(k * 100 * MS, cloud(k * 100 * MS))
+            sets += sync.add(camera, k * 100 * MS - 5 * MS, jpeg(camera, k * 100 * MS - 5 * MS))
+        sets += sync.add(LIDAR, k * 100 * MS, cloud(k * 100 * MS))
     assert len(sets) >= 15
     assert all(abs(p.stamp_ns - s.stamp_ns) == 5 * MS for s in sets for p in s.pictures.values())
     counters = sync.counters
