@@ -35,7 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "predict",
         help="occupancy for every keyframe of a data set, as .npz and pictures",
         description="Predict the occupancy of every keyframe of a data set in nuScenes format. Writes "
-        "OUT/<scene>/<stamp in nanoseconds>.npz (labels, confidence, origin, voxel_size) and .png. "
+        "OUT/<scene>/<stamp in nanoseconds>.npz (labels, confidence, origin, voxel_size) and .png, and .ply where the "
+        "network has Gaussians. "
         "An interrupted run goes on where it was.",
     )
     parser.add_argument("--data", type=Path, required=True, help="the data set: the folder with samples/ and v1.0-*/")

@@ -51,10 +51,15 @@ def birds_eye(occupancy: Occupancy, *, voxel_pixels: int = 4, marks: bool = True
     upright = _column_colors(volume, occupancy)[::-1, ::-1]
     picture = np.ascontiguousarray(upright.repeat(voxel_pixels, axis=0).repeat(voxel_pixels, axis=1))
     if marks:
-        _draw_rings(picture, volume, voxel_pixels)
-        _draw_car(picture, volume, voxel_pixels)
-        _draw_scale_bar(picture, volume, voxel_pixels)
+        draw_marks(picture, volume, voxel_pixels)
     return picture
+
+
+def draw_marks(picture: Picture, volume: ForwardVolume, voxel_pixels: int) -> None:
+    """Draw the vehicle, rings and a scale bar into a view from above with so many pixels a voxel."""
+    _draw_rings(picture, volume, voxel_pixels)
+    _draw_car(picture, volume, voxel_pixels)
+    _draw_scale_bar(picture, volume, voxel_pixels)
 
 
 def _column_colors(volume: ForwardVolume, occupancy: Occupancy) -> NDArray[np.uint8]:

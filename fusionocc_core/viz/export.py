@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from fusionocc_core.grids import OCC3D_GRID, OCC3D_LABELS, SURROUNDOCC_GRID, LabelSet, VoxelGrid
 from fusionocc_core.structures import Occupancy, SensorFrame
 from fusionocc_core.viz.canvas import Picture
+from fusionocc_core.viz.gaussian_files import write_ply
 from fusionocc_core.viz.overview import overview
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultPaths:
-    """Where the results of one frame go: ``<folder>/<scene>/<stamp in nanoseconds>.npz`` and ``.png``."""
+    """Where the results of one frame go: ``<folder>/<scene>/<stamp in nanoseconds>.npz``, ``.png`` and ``.ply``."""
 
     volume: Path
     picture: Path
+    gaussians: Path
+    """Of networks that have Gaussians."""
 
     def complete(self, *, pictures: bool) -> bool:
         """Whether everything that is wanted is there. Files appear whole or not at all, so existing means finished."""
@@ -29,7 +35,11 @@ class ResultPaths:
 def result_paths(folder: Path, scene: str, stamp_ns: int) -> ResultPaths:
     """The files of a frame; frames of a scene without a name lie directly in ``folder``."""
     stem = folder / scene / str(stamp_ns)
-    return ResultPaths(volume=stem.with_name(f"{stem.name}.npz"), picture=stem.with_name(f"{stem.name}.png"))
+    return ResultPaths(
+        volume=stem.with_name(f"{stem.name}.npz"),
+        picture=stem.with_name(f"{stem.name}.png"),
+        gaussians=stem.with_name(f"{stem.name}.ply"),
+    )
 
 
 def make_output_folder(folder: Path) -> None:
@@ -45,23 +55,23 @@ def make_output_folder(folder: Path) -> None:
 
 
 def results_in(folder: Path) -> list[Path]:
-    """The volumes and pictures of every scene under a folder of results; nothing else that lies there."""
+    """The volumes, pictures and Gaussians of every scene under a folder of results; nothing else that lies there."""
     return [path for path in folder.glob("*/[0-9]*") if _is_result(path)]
 
 
 def remove_results(scene: Path) -> None:
-    """Take away the volumes and pictures in the folder of one scene: they may be of another network or other data."""
+    """Take away the results in the folder of one scene: they may be of another network or other data."""
     for path in scene.glob("[0-9]*"):
         if _is_result(path):
             path.unlink()
 
 
 def _is_result(path: Path) -> bool:
-    return path.stem.isdecimal() and path.suffix in (".npz", ".png")
+    return path.stem.isdecimal() and path.suffix in (".npz", ".png", ".ply")
 
 
 def write_result(folder: Path, frame: SensorFrame, occupancy: Occupancy, *, pictures: bool = True) -> ResultPaths:
-    """Write the volume of a frame and, unless told otherwise, its overview.
+    """Write the volume of a frame, its Gaussians where it has any and, unless told otherwise, its overview.
 
     Raises:
         ValueError: the occupancy is of another time than the frame, or has no confidence.
@@ -73,6 +83,8 @@ def write_result(folder: Path, frame: SensorFrame, occupancy: Occupancy, *, pict
     paths.volume.parent.mkdir(parents=True, exist_ok=True)
     if pictures:
         write_picture(paths.picture, overview(frame, occupancy))
+    if occupancy.gaussians is not None:
+        write_ply(paths.gaussians, occupancy.gaussians, occupancy.label_set, occupancy.grid.frame)
     write_volume(paths.volume, occupancy)
     return paths
 
@@ -112,3 +124,50 @@ def write_picture(path: Path, picture: Picture) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_bytes(data.tobytes())
     unfinished.replace(path)
+
+
+def read_volume(path: Path, *, stamp_ns: int, label_set: LabelSet = OCC3D_LABELS) -> Occupancy:
+    """Read back what ``write_volume`` wrote.
+
+    Args:
+        path: the .npz.
+        stamp_ns: its time, which the file does not hold (its name does, see ``result_paths``).
+        label_set: its classes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, lacks an array, or holds labels that are no class.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as volume:
+            arrays = {name: volume[name] for name in ("labels", "confidence", "origin", "voxel_size")}
+    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a whole volume ({error}); expected labels, confidence, origin and voxel_size as "
+            "`fusionocc predict` writes them"
+        ) from error
+    labels, lower = arrays["labels"], tuple(float(v) for v in arrays["origin"])
+    size = tuple(float(v) for v in arrays["voxel_size"])
+    upper = tuple(lo + n * s for lo, n, s in zip(lower, labels.shape, size, strict=True))
+    strange = labels[(labels >= label_set.num) & (labels != label_set.unknown)]
+    if len(strange):
+        raise ValueError(
+            f"{path}: label {strange[0]} is no class of {label_set.name!r} (0..{label_set.num - 1}): it has no colour"
+        )
+    grid = VoxelGrid(frame="ego", lower=_three(lower), upper=_three(upper), voxel_size=_three(size))
+    known = next((one for one in (OCC3D_GRID, SURROUNDOCC_GRID) if _same_place(one, grid)), grid)
+    return Occupancy(
+        labels=labels, confidence=arrays["confidence"], grid=known, label_set=label_set, stamp_ns=stamp_ns
+    )
+
+
+def _same_place(known: VoxelGrid, found: VoxelGrid) -> bool:
+    """Whether two grids cover the same numbers; of SurroundOcc's only the numbers say that they are the LiDAR's."""
+    return known.shape == found.shape and np.allclose(
+        (*known.lower, *known.voxel_size), (*found.lower, *found.voxel_size), rtol=0, atol=1e-6
+    )
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    x, y, z = values
+    return x, y, z

@@ -10,6 +10,7 @@ from fusionocc_core.grids import LabelSet
 from fusionocc_core.structures import UNTRAINED, CameraImage, Occupancy, SensorFrame
 from fusionocc_core.viz.birds_eye import birds_eye
 from fusionocc_core.viz.canvas import FAINT_INK, INK, PAPER, WARNING, Picture, blank, fit, paste, text_size, write
+from fusionocc_core.viz.gaussian_pictures import gaussians_in_perspective
 from fusionocc_core.viz.perspective import perspective
 
 WIDTH = 1920
@@ -108,6 +109,8 @@ def class_counts(occupancy: Occupancy) -> NDArray[np.int64]:
 def overview(frame: SensorFrame, occupancy: Occupancy, *, title: str = "") -> Picture:
     """Picture 1920 wide: title, camera pictures above the perspective view, bird's eye above the legend.
 
+    Where the network has Gaussians, their ellipsoids are drawn below the voxels of the perspective view.
+
     Args:
         frame: What the sensors saw.
         occupancy: What the network made of it; "untrained weights" in ``trained_on`` is printed large.
@@ -120,13 +123,17 @@ def overview(frame: SensorFrame, occupancy: Occupancy, *, title: str = "") -> Pi
         cv2.resize(above, (right_width, right_width * above.shape[0] // above.shape[1]), interpolation=cv2.INTER_AREA)
     )
     classes = legend(occupancy.label_set, counts=class_counts(occupancy), width=right_width)
-    left_height = mosaic.shape[0] + MARGIN + PERSPECTIVE_HEIGHT
+    views = [perspective(occupancy, height=PERSPECTIVE_HEIGHT, width=LEFT_WIDTH)]
+    if occupancy.gaussians is not None:
+        views.append(gaussians_in_perspective(occupancy, height=PERSPECTIVE_HEIGHT, width=LEFT_WIDTH))
+    left_height = mosaic.shape[0] + len(views) * (MARGIN + PERSPECTIVE_HEIGHT)
     right_height = above.shape[0] + MARGIN + classes.shape[0]
     picture = blank(TITLE_HEIGHT + max(left_height, right_height) + MARGIN, WIDTH)
     _write_title(picture, frame, occupancy, title)
     paste(picture, (MARGIN, TITLE_HEIGHT), mosaic)
-    view = perspective(occupancy, height=PERSPECTIVE_HEIGHT, width=LEFT_WIDTH)
-    paste(picture, (MARGIN, TITLE_HEIGHT + mosaic.shape[0] + MARGIN), view)
+    for row, view in enumerate(views):
+        top = TITLE_HEIGHT + mosaic.shape[0] + MARGIN + row * (PERSPECTIVE_HEIGHT + MARGIN)
+        paste(picture, (MARGIN, top), view)
     right = 2 * MARGIN + LEFT_WIDTH
     paste(picture, (right, TITLE_HEIGHT), above)
     cv2.rectangle(

@@ -109,7 +109,7 @@ def perspective(occupancy: Occupancy, *, height: int = 720, width: int = 1280, v
     if height < 1 or width < 1:
         raise ValueError(f"height={height}, width={width}: expected positive numbers of pixels")
     volume = forward_volume(occupancy)
-    canvas = _Canvas(view or default_view(volume, width / height), height * SUPERSAMPLING, width * SUPERSAMPLING)
+    canvas = Canvas(view or default_view(volume, width / height), height * SUPERSAMPLING, width * SUPERSAMPLING)
     voxels = voxel_faces(volume, palette(occupancy.label_set.colors), canvas.eye)
     canvas.paint(join(floor_faces(volume), voxels) if canvas.eye[2] > volume.lower[2] else voxels)
     canvas.paint(car_faces(volume, canvas.eye), through=THROUGH)
@@ -117,7 +117,7 @@ def perspective(occupancy: Occupancy, *, height: int = 720, width: int = 1280, v
     return np.clip(np.round(picture), 0, 255).astype(np.uint8)
 
 
-class _Canvas:
+class Canvas:
     """A picture in the making: colour and depth of every pixel so far."""
 
     def __init__(self, view: View, height: int, width: int) -> None:
