@@ -43,6 +43,9 @@ from fusionocc_core.models.flashocc_temporal_presets import (
 from fusionocc_core.models.fusionocc import FusionOcc, FusionOccConfig
 from fusionocc_core.models.fusionocc_presets import fusionocc_base, fusionocc_tiny
 from fusionocc_core.models.network import NetworkConfig, OccupancyNetwork
+from fusionocc_core.models.renderocc import RenderOcc, RenderOccConfig
+from fusionocc_core.models.renderocc_presets import renderocc_swinb
+from fusionocc_core.models.uniocc_presets import uniocc_flash_r50, uniocc_r50, uniocc_tiny
 from fusionocc_core.structures import UNTRAINED
 
 PRESETS: dict[str, Callable[[], NetworkConfig]] = {
@@ -60,6 +63,10 @@ PRESETS: dict[str, Callable[[], NetworkConfig]] = {
     "panoptic-flashocc-depth4d": panoptic_flashocc_depth4d,
     "panoptic-flashocc-longterm8f": panoptic_flashocc_longterm8f,
     "flashocc-tiny-panoptic": flashocc_tiny_panoptic,
+    "renderocc-swinb": renderocc_swinb,
+    "uniocc-r50": uniocc_r50,
+    "uniocc-flash-r50": uniocc_flash_r50,
+    "uniocc-tiny": uniocc_tiny,
 }
 
 SHIPPED_WEIGHTS = {"flashfusion-mini": "flashfusion-mini.safetensors"}
@@ -72,6 +79,7 @@ NETWORKS: tuple[tuple[type[OccupancyNetwork], type[Any]], ...] = (
     (FusionOcc, FusionOccConfig),
     (FlashOcc, FlashOccConfig),
     (FlashFusion, FlashFusionConfig),
+    (RenderOcc, RenderOccConfig),
 )
 """Every network with its config. Our files name them by their class."""
 
@@ -82,10 +90,10 @@ def make_network(config: NetworkConfig) -> OccupancyNetwork:
     Raises:
         ValueError: a config of no network that this version knows.
     """
-    for network, config_class in NETWORKS:
+    for network, config_class in _networks():
         if isinstance(config, config_class):
             return network(config)
-    raise ValueError(f"make_network: {type(config).__name__} is none of {', '.join(c.__name__ for _, c in NETWORKS)}")
+    raise ValueError(f"make_network: {type(config).__name__} is none of {_config_names()}")
 
 
 def decode_network_config(encoded: Any) -> NetworkConfig:
@@ -95,10 +103,23 @@ def decode_network_config(encoded: Any) -> NetworkConfig:
         ValueError: another version wrote it, with other networks or other fields.
     """
     name = encoded.get("class") if isinstance(encoded, Mapping) else None
-    for _, config_class in NETWORKS:
+    for _, config_class in _networks():
         if config_class.__name__ == name:
             return decode_config(config_class, encoded)
-    raise ValueError(f"a config of class {name}, this version knows {', '.join(c.__name__ for _, c in NETWORKS)}")
+    raise ValueError(
+        f"a config of class {name}, this version knows {_config_names()}; if the network is your own, import it first"
+    )
+
+
+def _networks() -> list[tuple[type[OccupancyNetwork], type[Any]]]:
+    """Ours, then those of others that have been imported and say what their config is (docs/add_a_network.md)."""
+    ours = {network for network, _ in NETWORKS}
+    others = [c for c in OccupancyNetwork.__subclasses__() if c not in ours and c.config_class is not None]
+    return [*NETWORKS, *((c, c.config_class) for c in others if c.config_class is not None)]
+
+
+def _config_names() -> str:
+    return ", ".join(config_class.__name__ for _, config_class in _networks())
 
 
 def list_presets() -> tuple[str, ...]:
@@ -197,9 +218,12 @@ def _from_model_file(path: Path) -> OccupancyNetwork:
             f"load_model('fusionocc-base', checkpoint='{path}')"
         )
     file = read_model(path)
-    known = [network.__name__ for network, _ in NETWORKS]
+    known = [network.__name__ for network, _ in _networks()]
     if file.network not in known:
-        raise ValueError(f"{path}: holds a {file.network}, this version knows {', '.join(known)}: update fusionocc")
+        raise ValueError(
+            f"{path}: holds a {file.network}, this version knows {', '.join(known)}: update fusionocc, or import the "
+            "network first if it is your own"
+        )
     model = make_network(decode_network_config(file.config))
     load_strictly(model, file.state, source=str(path), target=f"the {file.network} that it describes")
     model.card = file.card

@@ -113,12 +113,10 @@ class DensityVolume:
 
 
 def renderocc_losses(*, target: str = "z", weight: float = 1.0) -> RenderingLossConfig:
-    """What RenderOcc is trained with, every term times ``weight``."""
+    """What RenderOcc is trained with; ``weight`` is that of depth and classes (0.1 in the fork that has voxel labels)."""
     return RenderingLossConfig(
         rendered_depth=weight,
         rendered_semantic=weight,
-        entropy=0.01 * weight,
-        distortion=0.01 * weight,
         target=target,
         class_weights=balancing_weights(NUSCENES_RAY_COUNTS),
         render=renderocc_rendering(),
