@@ -30,6 +30,7 @@ endif
 help:
 	@echo "make demo [DATA=<nuScenes root>] [MODEL=<preset>] [CHECKPOINT=<file>] [OUT=<folder>]   cameras + LiDAR -> voxels over ROS 2"
 	@echo "make test                                                                             ruff, mypy, pytest"
+	@echo "make docs                                                                             the documentation as a site, in out/docs"
 	@echo "make test-long | lint | format | setup | clean"
 
 $(STAMPS)/venv:
@@ -59,7 +60,7 @@ $(STAMPS)/package: $(STAMPS)/run setup.py setup.cfg
 .PHONY: setup
 setup: $(STAMPS)/messages $(STAMPS)/package
 
-$(STAMPS)/test: $(STAMPS)/run requirements/test.txt requirements/colcon.txt
+$(STAMPS)/test: $(STAMPS)/run requirements/test.txt requirements/colcon.txt requirements/docs.txt
 	@echo "Installing the test tools ..."
 	@$(PIP) install -r requirements/test.txt
 	@touch $@
@@ -87,6 +88,11 @@ test: lint
 .PHONY: test-long
 test-long: setup $(STAMPS)/test
 	$(BIN)/python -m pytest -m long
+
+.PHONY: docs
+docs: $(STAMPS)/test
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs out/docs
+	@echo "open out/docs/index.html"
 
 .PHONY: clean
 clean:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -45,6 +45,8 @@ class OccupancyNetwork(nn.Module):
     config: Any
     """A NetworkConfig: each network's own frozen dataclass."""
     card: ModelCard
+    config_class: ClassVar[type[Any] | None] = None
+    """Set by networks outside of this package, so that recipes and files find them once they are imported."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()

@@ -45,3 +45,25 @@ def test_commands_and_their_options_exist(command):
     assert done.returncode == 0, done.stderr
     for option in options:
         assert option in done.stdout, f"{' '.join(words)} has no {option}"
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--quiet",
+        "--fail-on-warning",
+        "--keep-going",
+        "docs",
+        str(tmp_path / "site"),
+    ]
+    done = subprocess.run(
+        [*command, "-d", str(tmp_path / "tree")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {page.stem for page in (tmp_path / "site").glob("*.html")}
+    assert {document.stem for document in DOCUMENTS if document.parent.name == "docs"} <= pages
+    for page in (tmp_path / "site").glob("*.html"):
+        elsewhere = re.findall(r"""<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//[^"]+""", page.read_text())
+        assert not elsewhere, f"{page.name} loads {elsewhere}"
