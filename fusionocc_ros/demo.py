@@ -317,7 +317,7 @@ def _write_results(
     from fusionocc_core.viz.export import remove_results, write_result
     from fusionocc_core.viz.summary import Summary
     from fusionocc_ros.bag_messages import BASE_FRAME
-    from fusionocc_ros.convert import message_to_occupancy
+    from fusionocc_ros.occupancy_messages import message_to_occupancy
 
     played = set(bag.keyframe_stamps_ns)
     indices = [i for i in frames.scene_indices(bag.scene) if frames.stamp_ns(i) in played]

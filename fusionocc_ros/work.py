@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from fusionocc_core.structures import Occupancy, SensorFrame
 from fusionocc_ros.assemble import Assembled, Assembler, Moment, now_ns
 from fusionocc_ros.causes import INTERNAL_ERROR, PREDICTION_FAILED, STOPPED_IN_WORK, SUPERSEDED, DropFrame
-from fusionocc_ros.convert import Provenance
 from fusionocc_ros.diagnostics import Statistics
 from fusionocc_ros.ego_motion import Source
 from fusionocc_ros.engine import Engine
+from fusionocc_ros.occupancy_messages import Provenance
 from fusionocc_ros.parameters import NodeParameters
 from fusionocc_ros.sync import SensorSet
 from fusionocc_ros.worker import LatestWorker
@@ -164,6 +164,9 @@ class Work:
                 camera_history=len(frame.camera_history),
                 lidar_history=len(frame.lidar_history),
                 times=times,
+                sensors=frame,
+                base_frame=self._parameters.base_frame,
+                fixed_frame=self._parameters.fixed_frame if assembled.source is Source.TF else "",
             )
             self._outputs.publish(occupancy, provenance)
             self._statistics.publish(total_s=times["total"], network_s=times["network"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import sys
-import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,32 +14,21 @@ from geometry_msgs.msg import Transform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nav_msgs.msg import Odometry
-from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField, RegionOfInterest
-from synthetic_sensors import GRID, LABELS, camera_info, cloud, points
-from visualization_msgs.msg import Marker, MarkerArray
+from synthetic_sensors import camera_info, cloud, points
 
-from fusionocc_core.grids import OCC3D_GRID, OCC3D_LABELS, VoxelGrid
-from fusionocc_core.structures import Occupancy
-from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros.causes import CAUSES, DropFrame
 from fusionocc_ros.clouds import BeamLayout, points_from_records
 from fusionocc_ros.convert import (
-    MarkerMaker,
-    Provenance,
     camera_info_to_lens,
     cloud_to_points,
-    message_to_occupancy,
     ns_to_stamp,
-    occupancy_to_cloud,
-    occupancy_to_message,
     odometry_to_matrix,
     picture_to_rgb,
     stamp_to_ns,
     transform_to_matrix,
 )
 from fusionocc_ros.pictures import undistort
-from fusionocc_ros.voxels import packed_colors, surface_mask
 
 RNG = np.random.default_rng(3)
 
@@ -513,193 +501,3 @@ def test_a_quaternion_of_zeros_is_refused() -> None:
     message.rotation.w = 0.0
     with pytest.raises(ValueError, match="length is zero"):
         transform_to_matrix(message)
-
-
-# ---- occupancy -------------------------------------------------------------------------------------------------------
-
-
-def occupancy(grid: VoxelGrid = GRID, seed: int = 0, confidence: bool = True, fill: float = 0.3) -> Occupancy:
-    rng = np.random.default_rng(seed)
-    labels = LABELS if grid is GRID else OCC3D_LABELS
-    values = rng.integers(0, labels.free, grid.shape, dtype=np.uint8)
-    values[rng.random(grid.shape) > fill] = labels.free
-    values[0, 0, 0] = labels.unknown
-    return Occupancy(
-        labels=values,
-        grid=grid,
-        label_set=labels,
-        stamp_ns=1_600_000_000_123_456_789,
-        confidence=rng.integers(0, 256, grid.shape, dtype=np.uint8) if confidence else None,
-        model="m",
-        trained_on="untrained weights",
-    )
-
-
-PROVENANCE = Provenance(
-    frame_id="base_link",
-    cameras=("A", "B"),
-    camera_ages=(0.04, -0.001),
-    ego_motion=SemanticOccupancy.EGO_MOTION_TF,
-    camera_history=1,
-    lidar_history=7,
-    times={"total": 0.25, "network": 0.125},
-)
-
-
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("confidence", [False, True])
-def test_occupancy_goes_through_a_message_and_back(sparse: bool, confidence: bool) -> None:
-    before = occupancy(confidence=confidence)
-    sent = occupancy_to_message(before, PROVENANCE, sparse=sparse)
-    message = deserialize_message(serialize_message(sent), SemanticOccupancy)
-    after = message_to_occupancy(message)
-    np.testing.assert_array_equal(after.labels, before.labels)
-    assert (after.grid, after.label_set, after.stamp_ns) == (before.grid, before.label_set, before.stamp_ns)
-    assert (after.model, after.trained_on) == ("m", "untrained weights")
-    if confidence:
-        kept = before.labels != LABELS.free if sparse else np.ones(GRID.shape, bool)
-        np.testing.assert_array_equal(after.confidence[kept], before.confidence[kept])
-    else:
-        assert after.confidence is None
-    assert message.header.frame_id == "base_link"
-    assert list(message.cameras) == ["A", "B"]
-    np.testing.assert_allclose(message.camera_ages, [0.04, -0.001], atol=1e-7)
-    assert (message.ego_motion, message.camera_history, message.lidar_history) == (1, 1, 7)
-    assert (message.total_time, message.network_time, message.queue_time) == (0.25, 0.125, 0.0)
-
-
-def test_the_memory_order_is_the_one_that_the_message_documents() -> None:
-    before = occupancy()
-    message = occupancy_to_message(before, PROVENANCE, sparse=False)
-    for x, y, z in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (7, 7, 3), (3, 5, 2)):
-        index = (x * message.size_y + y) * message.size_z + z
-        assert message.labels[index] == before.labels[x, y, z]
-    assert (message.size_x, message.size_y, message.size_z) == (8, 8, 4)
-    assert (message.origin.position.x, message.origin.position.z, message.origin.orientation.w) == (-4.0, -1.0, 1.0)
-    assert (message.voxel_size.x, message.voxel_size.z) == (1.0, 0.5)
-    np.testing.assert_array_equal(np.frombuffer(message.class_colors, np.uint8).reshape(-1, 3), LABELS.colors)
-
-
-def test_messages_that_do_not_fit_themselves_are_refused() -> None:
-    dense = occupancy_to_message(occupancy(), PROVENANCE, sparse=False)
-    dense.labels = dense.labels[:-1]
-    with pytest.raises(ValueError, match="255 values"):
-        message_to_occupancy(dense)
-    sparse = occupancy_to_message(occupancy(), PROVENANCE, sparse=True)
-    sparse.indices[-1] = 256
-    with pytest.raises(ValueError, match="cannot be read"):
-        message_to_occupancy(sparse)
-    sparse.encoding = SemanticOccupancy.ENCODING_RUN_LENGTH
-    with pytest.raises(ValueError, match="encoding 2"):
-        message_to_occupancy(sparse)
-    colors = occupancy_to_message(occupancy(), PROVENANCE, sparse=False)
-    colors.class_colors = colors.class_colors[:-3]
-    with pytest.raises(ValueError, match=r"class_colors has 9 values for 4 class_names; expected three"):
-        message_to_occupancy(colors)
-
-
-def test_a_grid_that_is_turned_is_refused_and_the_other_identity_is_not() -> None:
-    before = occupancy()
-    message = occupancy_to_message(before, PROVENANCE, sparse=False)
-    message.origin.orientation.w = -1.0
-    np.testing.assert_array_equal(message_to_occupancy(message).labels, before.labels)
-    message.origin.orientation.z = message.origin.orientation.w = 0.5**0.5
-    with pytest.raises(
-        ValueError, match=r"orientation is \(x=0, y=0, z=0\.707107, w=0\.707107\): expected the identity"
-    ):
-        message_to_occupancy(message)
-
-
-def test_voxels_as_a_cloud_have_centres_colours_and_labels() -> None:
-    before = occupancy()
-    message = occupancy_to_cloud(before, "base_link")
-    got = read(message).points[:, :3]
-    indices = before.occupied()
-    np.testing.assert_allclose(got, before.grid.centers(indices), atol=1e-6)
-    raw = np.frombuffer(message.data, np.uint8).reshape(-1, 20)
-    labels = before.labels[tuple(indices.T)]
-    np.testing.assert_array_equal(raw[:, 16], labels)
-    np.testing.assert_array_equal(raw[:, 17], before.confidence[tuple(indices.T)])
-    # Little-endian 0x00RRGGBB.
-    np.testing.assert_array_equal(raw[:, 14:11:-1], np.array(LABELS.colors, np.uint8)[labels])
-    assert message.is_dense
-    assert packed_colors(LABELS)[1] == 150 << 8 | 245
-
-
-def test_nothing_occupied_gives_an_empty_cloud_and_deletes_every_marker() -> None:
-    empty = occupancy(fill=0.0)
-    assert occupancy_to_cloud(empty, "base_link").width == 0
-    markers = MarkerMaker()(empty, "base_link").markers
-    assert [m.action for m in markers] == [Marker.DELETE] * 3
-
-
-def corners(markers: MarkerArray) -> dict[int, set[tuple[float, float, float]]]:
-    return {
-        m.id: {(p.x + m.pose.position.x, p.y + m.pose.position.y, p.z + m.pose.position.z) for p in m.points}
-        for m in markers.markers
-        if m.action == Marker.ADD
-    }
-
-
-def test_markers_are_one_list_of_cubes_a_class_at_the_voxels_centres() -> None:
-    maker = MarkerMaker(alpha=0.5, surface_only=False)
-    for seed in (0, 1):
-        before = occupancy(seed=seed)
-        message = deserialize_message(serialize_message(maker(before, "base_link")), MarkerArray)
-        expected = {
-            label: {tuple(c) for c in before.grid.centers(np.argwhere(before.labels == label)).tolist()}
-            for label in range(LABELS.free)
-        }
-        assert corners(message) == expected
-        first = message.markers[1]
-        assert (first.type, first.ns, first.header.frame_id) == (Marker.CUBE_LIST, "test", "base_link")
-        assert (first.scale.x, first.scale.z) == (1.0, 0.5)
-        np.testing.assert_allclose([first.color.g, first.color.b, first.color.a], [150 / 255, 245 / 255, 0.5])
-        assert len({(m.ns, m.id) for m in message.markers}) == LABELS.num - 1
-
-
-def test_markers_leave_out_what_is_hidden_on_all_sides() -> None:
-    solid = np.zeros((5, 5, 5), dtype=bool)
-    solid[1:4, 1:4, 1:4] = True
-    surface = surface_mask(solid)
-    assert surface.sum() == 26
-    assert not surface[2, 2, 2]
-    full = np.ones((3, 3, 3), dtype=bool)
-    assert surface_mask(full).sum() == 26
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(0, 1))
-def test_a_voxel_is_on_the_surface_exactly_where_a_neighbour_is_missing(seed: int, fill: float) -> None:
-    occupied = np.random.default_rng(seed).random((4, 3, 5)) < fill
-    expected = np.zeros_like(occupied)
-    for index in np.argwhere(occupied):
-        for axis in range(3):
-            for step in (-1, 1):
-                other = index.copy()
-                other[axis] += step
-                inside = (other >= 0).all() and (other < occupied.shape).all()
-                expected[tuple(index)] |= not inside or not occupied[tuple(other)]
-    np.testing.assert_array_equal(surface_mask(occupied), expected)
-
-
-def test_making_messages_of_a_full_grid_is_fast_enough_for_a_sensor_rate() -> None:
-    before = occupancy(OCC3D_GRID, fill=0.05)
-    maker = MarkerMaker()
-    maker(before, "base_link")  # the Point objects are kept
-    costs = {}
-    for name, make in {
-        "dense": lambda: occupancy_to_message(before, PROVENANCE, sparse=False),
-        "sparse": lambda: occupancy_to_message(before, PROVENANCE, sparse=True),
-        "cloud": lambda: occupancy_to_cloud(before, "base_link"),
-        "markers": lambda: maker(before, "base_link"),
-    }.items():
-        seconds = []
-        for _ in range(5):
-            began = time.process_time()
-            make()
-            seconds.append(time.process_time() - began)
-        costs[name] = min(seconds)
-    print({name: f"{1e3 * cost:.1f} ms" for name, cost in costs.items()})  # noqa: T201 (shown with -s)
-    # A conversion element by element takes 50 ms and more for each of these.
-    assert max(costs.values()) < 0.05

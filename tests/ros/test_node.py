@@ -38,12 +38,13 @@ from synthetic_sensors import (
 from visualization_msgs.msg import Marker, MarkerArray
 
 from fusionocc_msgs.msg import SemanticOccupancy
-from fusionocc_ros import declared, publishers
+from fusionocc_ros import declared, outputs
 from fusionocc_ros.causes import CAUSES
-from fusionocc_ros.convert import message_to_occupancy, ns_to_stamp, stamp_to_ns
+from fusionocc_ros.convert import ns_to_stamp, stamp_to_ns
 from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.inputs import Inputs
 from fusionocc_ros.node import OccNode, RosHandler
+from fusionocc_ros.occupancy_messages import message_to_occupancy
 
 pytestmark = pytest.mark.ros
 
@@ -484,8 +485,8 @@ def test_a_rig_file_stands_in_for_tf_static_and_camera_info(world: World, tmp_pa
 def test_markers_and_voxels_are_made_while_someone_listens(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     for name in ("occupancy_to_cloud",):
-        original = getattr(publishers, name)
-        monkeypatch.setattr(publishers, name, lambda *a, _o=original, _n=name: (made.append(_n), _o(*a))[1])
+        original = getattr(outputs, name)
+        monkeypatch.setattr(outputs, name, lambda *a, _o=original, _n=name: (made.append(_n), _o(*a))[1])
     network, vehicle = FakeNetwork(), Vehicle(world.context)
     world.add(vehicle.node)
     node = start(world, network)

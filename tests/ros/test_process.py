@@ -17,8 +17,9 @@ from synthetic_sensors import OFFICIAL_CAMERAS, START, S, Vehicle, World
 from fusionocc_core import DEFAULT_PRESET
 from fusionocc_core.grids import OCC3D_LABELS
 from fusionocc_msgs.msg import SemanticOccupancy
-from fusionocc_ros.convert import message_to_occupancy, stamp_to_ns
+from fusionocc_ros.convert import stamp_to_ns
 from fusionocc_ros.domains import claimed_domain
+from fusionocc_ros.occupancy_messages import message_to_occupancy
 
 pytestmark = pytest.mark.ros
 
