@@ -17,12 +17,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusionocc_core.export.graph import Kept, Layout, check_cameras, labels_of, names_of, padded, take, tensors_of
+from fusionocc_core.export.graph import (
+    Kept,
+    Layout,
+    check_cameras,
+    heights_last,
+    labels_of,
+    names_of,
+    padded,
+    take,
+    tensors_of,
+)
+from fusionocc_core.layers.bev_fusion import LidarRaster
+from fusionocc_core.layers.presence import only_present
 from fusionocc_core.layers.pull_lift import PullLift, ray_channels
 from fusionocc_core.layers.view_transform import Cameras, calibration_key, cameras_at, measured_depth_bins
-from fusionocc_core.models.flashfusion import FlashFusion, FlashFusionConfig, only_present
+from fusionocc_core.models.flashfusion import FlashFusion, FlashFusionConfig
 from fusionocc_core.ops.pull_lift import PullPlan
-from fusionocc_core.ops.raster import rasterize
 from fusionocc_core.structures import Batch, cameras_present, lidar_present
 
 HEADROOM = 1.1
@@ -59,7 +70,7 @@ class FlashFusionInputs:
     measured_Nhw: Tensor
     """int32: 1 + the depth bin of the nearest LiDAR point of each feature cell; 0 for none."""
     raster_1SYX: Tensor
-    """float32, see ops.raster.rasterize."""
+    """float32, see layers.bev_fusion.LidarRaster."""
     camera_present_N: Tensor
     """float32, 1 or 0; what absent cameras hold means nothing."""
     lidar_present_1: Tensor
@@ -87,6 +98,7 @@ class FlashFusionFeed:
     def __init__(self, config: FlashFusionConfig, layout: Layout) -> None:
         self.config, self.layout = config, layout
         self._lift = lift_of(config)
+        self._raster = LidarRaster(config.raster_lower, config.raster_cell, config.raster_shape)
         self._tables: Kept[LiftTables] = Kept()
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -107,7 +119,7 @@ class FlashFusionFeed:
             FlashFusionInputs(
                 images_NCHW=padded(batch.images_BTNCHW[0, 0], count),
                 measured_Nhw=padded(bins_BNhw[0], count).int(),
-                raster_1SYX=rasterize([cloud], config.raster_lower, config.grid.voxel_size, config.raster_shape),
+                raster_1SYX=self._raster([cloud]),
                 camera_present_N=padded(camera_BN[0].float(), count),
                 lidar_present_1=lidar_B.float(),
                 **{name: getattr(tables, name) for name in names_of(LiftTables)},
@@ -164,12 +176,13 @@ class FlashFusionFeed:
 
 
 class FlashFusionGraph(nn.Module):
-    """FlashFusion on FlashFusionInputs: the same answer as the network's, absent sensors included."""
+    """FlashFusion on FlashFusionInputs: the answer of ``FlashFusion.forward``, absent sensors included; no memory."""
 
     def __init__(self, network: FlashFusion, layout: Layout) -> None:
         super().__init__()
         self.network, self.layout = network, layout
         self.lift = lift_of(network.config)
+        self.head = heights_last(network.head, "scores", network.config.label_set.num)
 
     def forward(
         self,
@@ -201,8 +214,10 @@ class FlashFusionGraph(nn.Module):
         camera_BCyx, covered_B1yx = self._from_above(lifted_PC, seen_P1)
         here = [lidar.expand_as(lidar_BCyx[:, :1]), covered_B1yx > 0]
         fused_BCyx = network.fusion([lidar_BCyx, camera_BCyx], here)
-        logits_BKXYZ = network.head(network.bev(fused_BCyx), skip_BCYX, network.config.margin)
-        return tuple(labels_of(logits_BKXYZ, self.layout.confidence))
+        scores_BKXYZ = self.head(network.bev(fused_BCyx), skip_BCYX, network.config.margin)
+        scores_BYXS = scores_BKXYZ.permute(0, 3, 2, 4, 1).flatten(3)  # as they lie in memory
+        answer_BYXZ = labels_of(scores_BYXS, network.config.label_set.num, self.layout.confidence)
+        return tuple(of_cells_BYXZ.transpose(1, 2) for of_cells_BYXZ in answer_BYXZ)
 
     def _depth(self, logits_NDhw: Tensor, measured_Nhw: Tensor) -> Tensor:
         """The measured depth where there is one, else the predicted distribution."""
@@ -231,7 +246,8 @@ class FlashFusionGraph(nn.Module):
         (x, y), heights = self.lift.bev.shape, len(self.lift.heights)
         lifted_BCyx = lifted_PC.view(1, y, x, -1).permute(0, 3, 1, 2)
         covered_B1yx = (seen_P1 > 0).to(lifted_PC.dtype).view(1, y, x, heights).mean(dim=3)[:, None]
-        return self.network.camera_map(torch.cat([lifted_BCyx, covered_B1yx], dim=1)), covered_B1yx
+        camera_BCyx = self.network.camera_map(torch.cat([lifted_BCyx, covered_B1yx], dim=1))
+        return self.network.camera_blocks(camera_BCyx), covered_B1yx
 
 
 def lift_of(config: FlashFusionConfig) -> PullLift:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusionocc_core.export.graph import Kept, Layout, check_cameras, labels_of, names_of, take, tensors_of
+from fusionocc_core.export.graph import Kept, Layout, check_cameras, heights_last, labels_of, names_of, take, tensors_of
 from fusionocc_core.layers.view_transform import (
     Cameras,
     Lift,
@@ -26,7 +26,7 @@ from fusionocc_core.layers.view_transform import (
     camera_vectors,
     cameras_at,
 )
-from fusionocc_core.models.flashocc import FlashOcc, FlashOccConfig, SeenFrame
+from fusionocc_core.models.flashocc import FlashOcc, FlashOccConfig
 from fusionocc_core.structures import Batch
 
 BLOCK = 256
@@ -134,6 +134,7 @@ class FlashOccGraph(nn.Module):
         super().__init__()
         check_flashocc(network.config)
         self.network, self.layout = network, layout
+        self.head = heights_last(network.occ_head, "predicter.2", network.config.label_set.num)
 
     def forward(self, vectors_NV: Tensor, *tables_and_images: Tensor) -> tuple[Tensor, ...]:
         """See FlashOccInputs; labels (1, X, Y, Z) uint8, and their confidence where the layout has it."""
@@ -148,8 +149,10 @@ class FlashOccGraph(nn.Module):
         bev_BCYX = bev_MC.view(1, y, x, -1).permute(0, 3, 1, 2)
         if network.pre_process_net is not None:
             bev_BCYX = network.pre_process_net(bev_BCYX)[0]
-        outputs = network.answer([bev_BCYX], SeenFrame(depth_and_context=seen, reference=None))
-        return tuple(labels_of(outputs.logits_BKXYZ, self.layout.confidence))
+        maps = network.img_bev_encoder_backbone(network.joined([bev_BCYX]))
+        scores_BKXYZ = self.head(network.img_bev_encoder_neck(maps[0], maps[-1]))
+        scores_BXYS = scores_BKXYZ.permute(0, 2, 3, 4, 1).flatten(3)  # as they lie in memory
+        return tuple(labels_of(scores_BXYS, network.config.label_set.num, self.layout.confidence))
 
 
 def pool_by_scatter(depth_NDhw: Tensor, feature_NhwC: Tensor, tables: Sequence[Tensor], cells: int) -> Tensor:

@@ -6,6 +6,7 @@ does what depends on the calibration and what has no fixed shape, and keeps what
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -13,11 +14,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionocc_core.structures import Batch
 
 Value = TypeVar("Value")
+Head = TypeVar("Head", bound=nn.Module)
 
 KEPT_CALIBRATIONS = 4
 """Calibrations whose tables are kept: one, and those while single cameras are missing."""
@@ -106,18 +108,38 @@ def padded(rows: Tensor, count: int) -> Tensor:
     return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
 
 
-def labels_of(logits_BKXYZ: Tensor, confidence: bool) -> Sequence[Tensor]:
-    """Labels uint8 (1, X, Y, Z), and with ``confidence`` their probability in 255ths.
+def heights_last(head: Head, last_layer: str, num_classes: int) -> Head:
+    """A copy of a channel-to-height head that gives channel ``class * Z + z`` in the place of ``z * K + class``.
 
-    The classes are brought last, where all our heads have them in memory, so that no runtime has to move the logits.
+    With the heights last in memory a runtime compares the classes of 16 voxels at once: OpenVINO's argmax over
+    neighbouring numbers takes a quarter of all its time otherwise.
+
+    Args:
+        head: in inference mode; it stays as it is.
+        last_layer: name of the linear layer that gives the scores.
+        num_classes: K.
     """
-    logits_BYXZK = logits_BKXYZ.permute(0, 3, 2, 4, 1)
-    highest_BYXZ, label_BYXZ = logits_BYXZK.max(dim=-1)
-    labels = label_BYXZ.to(torch.uint8).transpose(1, 2)
+    head = copy.deepcopy(head)
+    for parameter in head.get_submodule(last_layer).parameters():
+        parameter.data = parameter.data.unflatten(0, (-1, num_classes)).transpose(0, 1).flatten(0, 1).contiguous()
+    return head
+
+
+def labels_of(scores_1ABS: Tensor, num_classes: int, confidence: bool) -> Sequence[Tensor]:
+    """Labels uint8 (1, A, B, Z), and with ``confidence`` their probability in 255ths.
+
+    Args:
+        scores_1ABS: of the cells of a map, channels as ``heights_last`` makes them.
+        num_classes: classes.
+        confidence: also give the probability.
+    """
+    scores_1ABKZ = scores_1ABS.unflatten(3, (num_classes, -1))
+    highest_1ABZ, label_1ABZ = scores_1ABKZ.max(dim=3)
+    labels = label_1ABZ.to(torch.uint8)
     if not confidence:
         return (labels,)
-    share_BYXZ = 1 / (logits_BYXZK - highest_BYXZ[..., None]).exp().sum(dim=-1)
-    return labels, (share_BYXZ * 255).round().to(torch.uint8).transpose(1, 2)
+    share_1ABZ = 1 / (scores_1ABKZ - highest_1ABZ[:, :, :, None]).exp().sum(dim=3)
+    return labels, (share_1ABZ * 255).round().to(torch.uint8)
 
 
 def take(table_RC: Tensor, index: Tensor) -> Tensor:

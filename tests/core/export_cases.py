@@ -7,7 +7,7 @@ import torch
 from flashfusion_cases import little_batch, little_config, little_network, sample_of
 
 from fusionocc_core.export.run import Wanted, export_network
-from fusionocc_core.models.flashfusion import FlashFusion
+from fusionocc_core.models.flashfusion import FlashFusion, FlashFusionConfig
 from fusionocc_core.models.flashocc import FlashOcc
 from fusionocc_core.structures import Batch
 
@@ -20,9 +20,9 @@ def little_frames(count: int = 3) -> list[Batch]:
     return [sample_of(batch, number) for number in range(count)]
 
 
-def lively_network() -> FlashFusion:
+def lively_network(config: FlashFusionConfig | None = None) -> FlashFusion:
     """One whose answer has many classes."""
-    network = little_network(little_config(free_prior=1 / 18))
+    network = little_network(replace(config or little_config(), free_prior=1 / 18))
     with torch.no_grad():
         network.head.scores.weight.mul_(30)
     return network

@@ -49,6 +49,15 @@ def test_flashfusion_graph_is_the_network(case):
         assert_same(network, graph, feed, with_absent(batch, *absences()[case]))
 
 
+def test_flashfusion_with_every_part():
+    """A finer raster, and residual blocks in every branch, as flashfusion-r50 has them."""
+    config = little_config(raster_scale=2, skip_blocks=1, lidar_blocks=2, camera_blocks=1, lift_heights=(0.0, 1.0, 2.0))
+    batches, network = little_frames(), lively_network(config)
+    graph, feed = graph_and_feed(network, batches)
+    assert_same(network, graph, feed, batches[0])
+    assert_same(network, graph, feed, with_absent(batches[1], [True, False, True, True], True))
+
+
 def test_flashfusion_takes_fewer_cameras_and_refuses_more():
     batches, network = little_frames(), lively_network()
     graph, feed = graph_and_feed(network, batches)
