@@ -42,6 +42,16 @@ from fusionocc_core.models.flashocc_temporal_presets import (
 )
 from fusionocc_core.models.fusionocc import FusionOcc, FusionOccConfig
 from fusionocc_core.models.fusionocc_presets import fusionocc_base, fusionocc_tiny
+from fusionocc_core.models.gaussianformer import GaussianFormer, GaussianFormerConfig
+from fusionocc_core.models.gaussianformer_presets import (
+    gaussianformer2_6400,
+    gaussianformer2_12800,
+    gaussianformer2_25600,
+    gaussianformer2_tiny,
+    gaussianformer_25600_solid,
+    gaussianformer_144000,
+    gaussianformer_tiny,
+)
 from fusionocc_core.models.network import NetworkConfig, OccupancyNetwork
 from fusionocc_core.models.renderocc import RenderOcc, RenderOccConfig
 from fusionocc_core.models.renderocc_presets import renderocc_swinb
@@ -67,6 +77,13 @@ PRESETS: dict[str, Callable[[], NetworkConfig]] = {
     "uniocc-r50": uniocc_r50,
     "uniocc-flash-r50": uniocc_flash_r50,
     "uniocc-tiny": uniocc_tiny,
+    "gaussianformer-144000": gaussianformer_144000,
+    "gaussianformer-25600-solid": gaussianformer_25600_solid,
+    "gaussianformer-tiny": gaussianformer_tiny,
+    "gaussianformer2-6400": gaussianformer2_6400,
+    "gaussianformer2-12800": gaussianformer2_12800,
+    "gaussianformer2-25600": gaussianformer2_25600,
+    "gaussianformer2-tiny": gaussianformer2_tiny,
 }
 
 SHIPPED_WEIGHTS = {"flashfusion-mini": "flashfusion-mini.safetensors"}
@@ -80,6 +97,7 @@ NETWORKS: tuple[tuple[type[OccupancyNetwork], type[Any]], ...] = (
     (FlashOcc, FlashOccConfig),
     (FlashFusion, FlashFusionConfig),
     (RenderOcc, RenderOccConfig),
+    (GaussianFormer, GaussianFormerConfig),
 )
 """Every network with its config. Our files name them by their class."""
 

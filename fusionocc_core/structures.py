@@ -148,7 +148,8 @@ class InputConfig:
     channel_order: str = "rgb"
     """"bgr": the picture's channels are swapped but mean and std are applied as they stand (BEVDet family)."""
     key_pose: str = "reference"
-    """Which ego pose the cameras are brought to: "reference" (LiDAR stamp) or "first_camera" (BEVDet family)."""
+    """What the cameras are brought to: the ego pose at the "reference" time (LiDAR stamp), that of the "first_camera"
+    (BEVDet family), or the "lidar" itself at its stamp (grids in the LiDAR's frame, such as SurroundOcc's)."""
     include_current_sweep: bool = True
     """False: only earlier sweeps enter the LiDAR branch (FusionOcc: a class method drops the current cloud)."""
     repeat_current_sweep: bool = False
@@ -172,7 +173,7 @@ class InputConfig:
         choices = {
             "resampling": ("pillow", "opencv"),
             "channel_order": ("rgb", "bgr"),
-            "key_pose": ("reference", "first_camera"),
+            "key_pose": ("reference", "first_camera", "lidar"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -100,7 +100,10 @@ def collate(batches: Sequence[Batch]) -> Batch:
 
 
 def key2global(frame: SensorFrame, inputs: InputConfig) -> NDArray[np.float64]:
-    """Pose (4, 4) of the ego frame at the key time, in which the batch lies (before BEV augmentation)."""
+    """Pose (4, 4) of the frame in which the batch lies (before BEV augmentation): ego at the key time, or the LiDAR."""
+    if inputs.key_pose == "lidar":
+        assert frame.lidar is not None, "_check has seen it"
+        return frame.lidar.ego2global @ frame.lidar.lidar2ego
     return frame.cameras[0].ego2global if inputs.key_pose == "first_camera" else frame.ego2global
 
 
@@ -129,8 +132,16 @@ def _check(frame: SensorFrame, inputs: InputConfig, grid: VoxelGrid) -> None:
             f"at most {inputs.num_cameras}: name those to use (`fusionocc predict --cameras`, camera_names of the ROS "
             "node, cameras= of NuScenesFrames), or take a network with a higher InputConfig.num_cameras"
         )
-    if grid.frame != "ego":
-        raise ValueError(f'grid.frame={grid.frame!r}: sensors are brought to the ego frame; expected a grid in "ego"')
+    if grid.frame != (expected := "lidar" if inputs.key_pose == "lidar" else "ego"):
+        raise ValueError(
+            f"grid.frame={grid.frame!r}: InputConfig.key_pose={inputs.key_pose!r} brings sensors to the frame "
+            f"{expected!r}; expected a grid there"
+        )
+    if inputs.key_pose == "lidar" and frame.lidar is None:
+        raise ValueError(
+            f"{where} has no LiDAR sweep, and the network answers in the LiDAR's frame: take a network with a grid in "
+            "the ego frame"
+        )
     if frame.lidar is None and not _without_lidar_logged:
         _without_lidar_logged = True
         logger.warning("%s has no LiDAR sweep: depth map and cloud stay empty (said once)", where)

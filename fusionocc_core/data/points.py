@@ -44,7 +44,8 @@ def gather_points(
     points = torch.cat([torch.zeros(0, COLUMNS), *clouds])
     if inputs.thin_rings_up_to is not None:
         points = thin_rings(points, inputs.thin_rings_up_to, inputs.thin_keep, generator)
-    points = _transformed(points, _float32(lidar2keyego(frame)))
+    if inputs.key_pose != "lidar":  # whose axes are those of the key frame
+        points = _transformed(points, _float32(lidar2keyego(frame)))
     if bev_aug != BevAug():
         points = _transformed(points, _float32(bev_aug.matrix()))
     return points[in_range(points, grid, inputs.range_margin)]

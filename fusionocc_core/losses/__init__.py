@@ -7,6 +7,7 @@ from fusionocc_core.losses.combine import (
     compute_losses,
     flashocc_losses,
     fusionocc_losses,
+    gaussianformer_losses,
     panoptic_flashocc_losses,
     renderocc_recipe_losses,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "draw_centers",
     "flashocc_losses",
     "fusionocc_losses",
+    "gaussianformer_losses",
     "geometric_affinity",
     "heatmap_loss",
     "lovasz_softmax",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fusionocc_core.losses.affinity import geometric_affinity, semantic_affinity
 from fusionocc_core.losses.centers import CenterPredictions, CenterTargets, heatmap_loss, position_loss
+from fusionocc_core.losses.gaussian_rays import RayPredictions, ray_occupancy
 from fusionocc_core.losses.image import cell_labels, depth_loss, segmentation_loss
 from fusionocc_core.losses.lovasz import lovasz_softmax
 from fusionocc_core.losses.occupied import occupied_class_loss, occupied_loss
@@ -52,6 +53,10 @@ class Predictions(Protocol):
     def centers(self) -> CenterPredictions | None: ...  # noqa: D102
     @property
     def density(self) -> DensityPredictions | None: ...  # noqa: D102
+    @property
+    def earlier_logits(self) -> tuple[Tensor, ...]: ...  # noqa: D102
+    @property
+    def rays(self) -> RayPredictions | None: ...  # noqa: D102
 
 
 class SpecialIds(Protocol):
@@ -72,6 +77,8 @@ class LossConfig:
     semantic_affinity: float = 0.0
     geometric_affinity: float = 0.0
     lovasz: float = 0.0
+    lovasz_occupied: float = 0.0
+    """Lovasz-Softmax over the voxels that are not free (GaussianFormer)."""
     depth: float = 0.0
     segmentation: float = 0.0
     center_heatmap: float = 0.0
@@ -80,6 +87,8 @@ class LossConfig:
     """Is a voxel occupied: for networks with Outputs.density."""
     occupied_class: float = 0.0
     """By what, of occupied voxels: for networks with Outputs.density."""
+    ray_occupancy: float = 0.0
+    """Which points along the rays of pixels are occupied: for networks with Outputs.rays (GaussianFormer-2)."""
     mask: str = "none"
     """Voxels of cross_entropy, occupied and occupied_class: "none" (all that are known), "camera" or "lidar" (observed
     by these)."""
@@ -114,17 +123,21 @@ TERMS = (
     "semantic_affinity",
     "geometric_affinity",
     "lovasz",
+    "lovasz_occupied",
     "depth",
     "segmentation",
     "center_heatmap",
     "center_position",
     "occupied",
     "occupied_class",
+    "ray_occupancy",
 )
 """Names of the weights in LossConfig and of the terms in Losses."""
 
 _MASKED_TERMS = ("cross_entropy", "occupied", "occupied_class")
-_VOXEL_TERMS = (*TERMS[:5], "occupied", "occupied_class")
+_SCORE_TERMS = TERMS[:6]
+"""Those that look at class scores: means over the last and the earlier scores, where a network gives some."""
+_VOXEL_TERMS = (*_SCORE_TERMS, "occupied", "occupied_class", "ray_occupancy")
 
 
 def fusionocc_losses(*, mask: str = "camera") -> LossConfig:
@@ -171,6 +184,36 @@ def renderocc_recipe_losses(*, voxels: float = 0.0, rendering: float = 1.0, mask
     )
 
 
+SURROUNDOCC_WEIGHTS = (
+    1.01552756,
+    1.06897009,
+    1.30013094,
+    1.07253735,
+    0.94637502,
+    1.10087012,
+    1.26960524,
+    1.06258364,
+    1.189019,
+    1.06217292,
+    1.00595144,
+    0.85706115,
+    1.03923299,
+    0.90867526,
+    0.8936431,
+    0.85486129,
+    0.8527829,
+    0.5,
+)
+"""Of the 18 classes in the cross-entropy that GaussianFormer is trained with."""
+
+
+def gaussianformer_losses(*, ray_occupancy: float = 0.0) -> LossConfig:
+    """What both GaussianFormers are trained with; the first part of the second one with ``ray_occupancy``."""
+    return LossConfig(
+        cross_entropy=10.0, lovasz_occupied=1.0, class_weights=SURROUNDOCC_WEIGHTS, ray_occupancy=ray_occupancy
+    )
+
+
 def compute_losses(outputs: Predictions, targets: Targets, config: LossConfig, label_set: SpecialIds) -> Losses:
     """Every term that the config gives a weight.
 
@@ -192,7 +235,14 @@ def compute_losses(outputs: Predictions, targets: Targets, config: LossConfig, l
 
 
 def _term(name: str, outputs: Predictions, targets: Targets, config: LossConfig, label_set: SpecialIds) -> Tensor:
-    logits, labels, unknown = outputs.logits_BKXYZ, targets.labels_BXYZ, label_set.unknown
+    if name not in _SCORE_TERMS:
+        return _other_term(name, outputs, targets, config, label_set)
+    scores = (*outputs.earlier_logits, outputs.logits_BKXYZ)
+    return torch.stack([_score_term(name, logits, targets, config, label_set) for logits in scores]).mean()
+
+
+def _score_term(name: str, logits: Tensor, targets: Targets, config: LossConfig, label_set: SpecialIds) -> Tensor:
+    labels, unknown = targets.labels_BXYZ, label_set.unknown
     if name == "cross_entropy":
         mask = _mask(targets, config)
         return voxel_cross_entropy(logits, labels, unknown=unknown, mask_BXYZ=mask, class_weights=config.class_weights)
@@ -205,8 +255,15 @@ def _term(name: str, outputs: Predictions, targets: Targets, config: LossConfig,
         return semantic_affinity(logits, labels, unknown=unknown, free=label_set.free)
     if name == "geometric_affinity":
         return geometric_affinity(logits, labels, unknown=unknown, free=label_set.free)
-    if name == "lovasz":
-        return lovasz_softmax(logits, labels, unknown=unknown)
+    if name == "lovasz_occupied":
+        labels = labels.masked_fill(labels == label_set.free, unknown)
+    return lovasz_softmax(logits, labels, unknown=unknown)
+
+
+def _other_term(name: str, outputs: Predictions, targets: Targets, config: LossConfig, label_set: SpecialIds) -> Tensor:
+    labels, unknown = targets.labels_BXYZ, label_set.unknown
+    if name == "ray_occupancy":
+        return ray_occupancy(_rays(outputs), labels, free=label_set.free, unknown=unknown)
     if name in ("occupied", "occupied_class"):
         density = _density(outputs, name)
         known = labels != unknown
@@ -238,6 +295,15 @@ def _density(outputs: Predictions, term: str) -> DensityPredictions:
             f"LossConfig.{term}=0 and LossConfig.cross_entropy instead"
         )
     return outputs.density
+
+
+def _rays(outputs: Predictions) -> RayPredictions:
+    if outputs.rays is None:
+        raise ValueError(
+            "loss ray_occupancy has a weight, but outputs.rays is None: only networks that draw Gaussians along rays "
+            "have it (GaussianFormer-2); set LossConfig.ray_occupancy=0"
+        )
+    return outputs.rays
 
 
 def _mask(targets: Targets, config: LossConfig) -> Tensor | None:
@@ -286,6 +352,8 @@ def _check(outputs: Predictions, targets: Targets, config: LossConfig, label_set
     mask = _mask(targets, config)
     observed = known if mask is None else known & mask
     counts |= {name: observed.sum() for name in wanted if name in _MASKED_TERMS}
+    if "lovasz_occupied" in wanted:
+        counts["lovasz_occupied"] = (known & (labels != label_set.free)).sum()
     if "occupied_class" in wanted:
         counts["occupied_class"] = (observed & (labels != label_set.free)).sum()
     if "depth" in wanted:

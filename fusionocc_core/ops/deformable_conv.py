@@ -1,7 +1,7 @@
 """Modulated deformable convolution: every tap of a kernel looks where it is told, with a weight of its own.
 
-Zhu et al., "Deformable ConvNets v2" (CVPR 2019). Shape suffixes: B pictures, C O channels in and out, T = kh * kw taps of
-the kernel (row by row), H W input, h w output, 2 = (dy, dx).
+Zhu et al., "Deformable ConvNets v2" (CVPR 2019). Shape suffixes: B pictures, C O channels in and out, T = kh * kw taps
+of the kernel (row by row), H W input, h w output, 2 = (dy, dx).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def deformable_conv2d(
 ) -> Tensor:
     """Convolution whose taps are moved by ``offset`` and scaled by ``mask``, differentiable in all four tensors.
 
-    What lies between pixels is interpolated linearly along both axes; what lies outside the picture counts as zero. With
-    offsets of zero and a mask of one it is an ordinary convolution without bias.
+    What lies between pixels is interpolated linearly along both axes; what lies outside the picture counts as zero.
+    With offsets of zero and a mask of one it is an ordinary convolution without bias.
 
     Args:
         input_BCHW: what is convolved.

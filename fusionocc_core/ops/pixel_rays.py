@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
 NEAREST = 1e-5
 """Metres in front of the camera up to which a point counts as behind it."""
 
