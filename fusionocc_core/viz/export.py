@@ -156,9 +156,7 @@ def read_volume(path: Path, *, stamp_ns: int, label_set: LabelSet = OCC3D_LABELS
         )
     grid = VoxelGrid(frame="ego", lower=_three(lower), upper=_three(upper), voxel_size=_three(size))
     known = next((one for one in (OCC3D_GRID, SURROUNDOCC_GRID) if _same_place(one, grid)), grid)
-    return Occupancy(
-        labels=labels, confidence=arrays["confidence"], grid=known, label_set=label_set, stamp_ns=stamp_ns
-    )
+    return Occupancy(labels=labels, confidence=arrays["confidence"], grid=known, label_set=label_set, stamp_ns=stamp_ns)
 
 
 def _same_place(known: VoxelGrid, found: VoxelGrid) -> bool:

@@ -1,0 +1,85 @@
+"""`fusionocc video`: cameras, perspective and bird's eye of a data set, a bag or predictions as a video."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusionocc_core.commands.view_sources import add_source_arguments, open_source
+
+if TYPE_CHECKING:
+    from fusionocc_core.viz.canvas import Picture
+    from fusionocc_core.viz.view_frame import ViewSource
+
+AHEAD = 1
+"""Pictures in the making besides those that threads work on."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "video",
+        help="a video of data, bags or predictions, without a display",
+        description="Writes a video (VP9, 1920x1080) of cameras with the LiDAR's points, perspective and bird's eye; "
+        "with truth and prediction also their difference. Needs no display and no GPU.",
+    )
+    add_source_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the video, .mp4 or .webm")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames a second (default: 2, as nuScenes' keyframes)")
+    parser.add_argument(
+        "--threads", type=int, default=min(4, os.cpu_count() or 1), help="that draw (default: cores, at most 4)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the video."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from fusionocc_core.viz.video import VideoWriter
+
+    if args.threads < 1:
+        raise ValueError(f"--threads {args.threads}: expected 1 or more")
+    writer = VideoWriter(args.out, fps=args.fps)
+    source = open_source(args)
+    console = Console(stderr=True)
+    columns = (TextColumn("frames"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar, writer:
+        task = bar.add_task("", total=source.total)
+        for picture in drawn(source, args.palette, args.threads):
+            writer.write(picture)
+            bar.update(task, advance=1)
+    if not writer.count:
+        raise ValueError(f"{source.name}: there is no frame to show")
+    megabytes = args.out.stat().st_size / 1e6
+    console.print(f"written: {args.out}, {writer.count} frames, {megabytes:.1f} MB", highlight=False, soft_wrap=True)
+    return 0
+
+
+def drawn(source: ViewSource, palette: str | None, threads: int) -> Iterator[Picture]:
+    """The pictures of a source in order, drawn in threads while the next frames are read."""
+    from fusionocc_core.viz.scene_picture import scene_picture
+
+    draw = partial(scene_picture, title=source.name, palette=palette)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Picture]] = deque()
+        for frame in source:
+            waiting.append(pool.submit(draw, frame))
+            while len(waiting) > threads + AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
