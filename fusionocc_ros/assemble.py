@@ -1,68 +1,61 @@
-"""From the messages of one set to a SensorFrame: decoding, calibration, transforms, ego motion, earlier keyframes."""
+"""From the messages of one set to a SensorFrame: what can be read, what must be left out, and earlier keyframes."""
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from fusionocc_core.structures import CameraImage, LidarSweep, SensorFrame
-from fusionocc_ros.causes import NO_CAMERA_INFO, NO_TRANSFORM, DropFrame
-from fusionocc_ros.clouds import BeamLayout
-from fusionocc_ros.convert import camera_info_to_lens, cloud_to_points, picture_to_rgb
+from fusionocc_ros.causes import NO_MESSAGE, NO_TRANSFORM, DropFrame
 from fusionocc_ros.ego_motion import EgoMotion, Source
 from fusionocc_ros.history import KeyframeRing
-from fusionocc_ros.lenses import REFUSE, Lens, choose_lens
-from fusionocc_ros.parameters import CameraParameters, NodeParameters
-from fusionocc_ros.pictures import undistort
+from fusionocc_ros.parameters import DROP, NodeParameters
+from fusionocc_ros.readers import NAN_POINTS, CameraInfos, CameraReader, LidarReader, Mounts, Patience
 from fusionocc_ros.rig import Rig
-from fusionocc_ros.sync import SensorSet, Stamped
-from fusionocc_ros.tf_store import Matrix, TfStore, TransformError
+from fusionocc_ros.sync import TOO_FEW_CAMERAS, SensorSet, Stamped
+from fusionocc_ros.tf_store import TfStore
+
+__all__ = ["NAN_POINTS", "Assembled", "Assembler", "CameraInfos", "Moment", "Needs", "now_ns"]
 
 log = logging.getLogger(__name__)
 
-Raw = TypeVar("Raw")
 Result = TypeVar("Result")
 
-NAN_POINTS = "points_not_finite"
 HISTORY_SKIPPED = "keyframes_skipped"
 
 
-class CameraInfos:
-    """The latest CameraInfo of each camera; filled from one thread, read from another."""
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Without what the network cannot work."""
 
-    def __init__(self) -> None:
-        self._latest: dict[str, Any] = {}
-        self._changed = threading.Condition()
-
-    def put(self, camera: str, message: Any) -> None:
-        """Keep a camera's CameraInfo."""
-        with self._changed:
-            self._latest[camera] = message
-            self._changed.notify_all()
-
-    def get(self, camera: str, timeout_s: float) -> Any | None:
-        """A camera's CameraInfo, waiting for the first one; None where none came."""
-        with self._changed:
-            self._changed.wait_for(lambda: camera in self._latest, timeout_s)
-            return self._latest.get(camera)
+    cameras: int = 0
+    """Fewest pictures."""
+    lidar: bool = False
 
 
 @dataclass
-class Reading(Generic[Raw, Result]):
-    """Messages that are read when they are needed, once."""
+class Reading(Generic[Result]):
+    """Messages of several sensors that are read when they are needed, once."""
 
-    raw: Raw | None
-    """The messages; None once they have been read."""
+    raw: Mapping[str, Stamped[Any]] | None
+    """The messages by sensor; None once they have been read."""
     result: Result | None = None
+    failed: dict[str, DropFrame] = field(default_factory=dict)
+    """Sensors whose message cannot be used, and why."""
     source: Source = Source.NONE
     """Where the ego poses in ``result`` come from."""
+    mounts: int = 0
+    """Which version of the sensors' places is in ``result``."""
+
+
+Pictures = Reading[tuple[CameraImage, ...]]
+Clouds = Reading[LidarSweep | None]
 
 
 class Moment:
@@ -73,8 +66,9 @@ class Moment:
         self.arrived_ns = sensors.arrived_ns
         self.released_ns = sensors.released_ns
         self.epoch = sensors.epoch
-        self.pictures: Reading[Mapping[str, Stamped[Any]], tuple[CameraImage, ...]] = Reading(sensors.pictures)
-        self.sweep: Reading[Stamped[Any], LidarSweep] = Reading(Stamped(stamp_ns=sensors.stamp_ns, item=sensors.sweep))
+        self.missing = sensors.missing
+        self.pictures: Pictures = Reading(sensors.pictures)
+        self.clouds: Clouds = Reading(sensors.clouds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +78,10 @@ class Assembled:
     frame: SensorFrame
     source: Source
     lidar_frame_id: str
+    camera_frames: dict[str, str] = field(default_factory=dict)
+    """Optical frame of each camera."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why each sensor that is not in the frame is not: NO_MESSAGE, or a cause of causes.py."""
 
 
 class Assembler:
@@ -94,43 +92,54 @@ class Assembler:
         infos: calibrations from CameraInfo.
         transforms: from /tf and /tf_static.
         motion: the vehicle's poses.
-        rig: calibration from a file, in place of the two above, or None.
+        rig: calibration from a file, in place of the first two, or None.
+        needs: what the network cannot do without.
+        on_left_out: told of a sensor that a frame goes without: sensor, cause and what is wrong.
     """
 
     def __init__(
-        self, parameters: NodeParameters, infos: CameraInfos, transforms: TfStore, motion: EgoMotion, rig: Rig | None
+        self,
+        parameters: NodeParameters,
+        infos: CameraInfos,
+        transforms: TfStore,
+        motion: EgoMotion,
+        rig: Rig | None,
+        *,
+        needs: Needs | None = None,
+        on_left_out: Callable[[str, str, str], None] = lambda _sensor, _cause, _message: None,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._parameters = parameters
-        self._cameras = {camera.name: camera for camera in parameters.cameras}
-        self._infos = infos
-        self._transforms = transforms
         self._motion = motion
-        self._rig = rig
-        self._beams = BeamLayout(
-            beams=parameters.lidar_beams,
-            lowest_deg=parameters.lidar_lowest_beam,
-            highest_deg=parameters.lidar_highest_beam,
-        )
-        self._filled_said: set[str] = set()
-        self._lidar_frame_id = ""
-        self.camera_history: KeyframeRing[Reading[Any, Any]] = self._ring(0)
-        self.lidar_history: KeyframeRing[Reading[Any, Any]] = self._ring(0)
+        self._needs = needs or Needs()
+        self._on_left_out = on_left_out
+        self._mounts = Mounts(parameters, transforms, Patience(parameters.transform_timeout))
+        self._read_camera = CameraReader(parameters, infos, self._mounts, motion, rig)
+        self._read_lidars = LidarReader(parameters, self._mounts, motion, rig, self.counters)
+        self.camera_history: KeyframeRing[Pictures] = self._ring(0)
+        self.lidar_history: KeyframeRing[Clouds] = self._ring(0)
         self._pool = ThreadPoolExecutor(
-            max_workers=max(1, min(len(self._cameras), os.cpu_count() or 1)), thread_name_prefix="decode"
+            max_workers=max(1, min(len(parameters.cameras), os.cpu_count() or 1)), thread_name_prefix="decode"
         )
 
-    def _ring(self, depth: int) -> KeyframeRing[Reading[Any, Any]]:
+    def _ring(self, depth: int) -> KeyframeRing[Any]:
         return KeyframeRing(spacing_ns=round(self._parameters.keyframe_spacing * 1e9), depth=depth)
 
     def remember(self, *, camera_history: int, lidar_history: int) -> None:
         """Say how many earlier keyframes the network wants."""
         self.camera_history, self.lidar_history = self._ring(camera_history), self._ring(lidar_history)
 
+    def forget(self) -> None:
+        """Forget all earlier keyframes."""
+        self.camera_history.clear()
+        self.lidar_history.clear()
+
     def offer(self, moment: Moment) -> None:
         """Let a moment become an earlier keyframe of later ones, whether or not it is worked on itself."""
-        self.camera_history.offer(moment.stamp_ns, moment.epoch, moment.pictures)
-        self.lidar_history.offer(moment.stamp_ns, moment.epoch, moment.sweep)
+        if moment.pictures.raw:
+            self.camera_history.offer(moment.stamp_ns, moment.epoch, moment.pictures)
+        if moment.clouds.raw:
+            self.lidar_history.offer(moment.stamp_ns, moment.epoch, moment.clouds)
 
     def close(self) -> None:
         """End the decoding threads."""
@@ -140,20 +149,52 @@ class Assembler:
         """The frame of a moment.
 
         Raises:
-            DropFrame: something in it cannot be read; the message says what, and what to do.
+            DropFrame: too little of it can be read; the message says what is wrong, and what to do.
         """
         source = self._motion.source()
-        cameras = self._read_pictures(moment.pictures, source)
-        sweep = self._read_sweep(moment.sweep, source)
+        # First, so that a pose that does not come is waited for once, not by every sensor.
+        ego2global = self._motion.base2fixed(source, moment.stamp_ns)
+        cameras = self._cameras(moment.pictures, source)
+        sweep = self._sweep(moment.clouds, source)
+        failed = {**moment.clouds.failed, **moment.pictures.failed}
+        self._check_enough(cameras, sweep, failed)
+        for sensor, error in failed.items():
+            self.counters[f"left out {sensor}: {error.cause}"] += 1
+            self._on_left_out(sensor, error.cause, str(error))
         frame = SensorFrame(
             stamp_ns=moment.stamp_ns,
-            ego2global=sweep.ego2global,
+            ego2global=ego2global,
             cameras=cameras,
             lidar=sweep,
-            camera_history=tuple(self._earlier(self.camera_history, moment, source, self._read_pictures)),
-            lidar_history=tuple(self._earlier(self.lidar_history, moment, source, self._read_sweep)),
+            camera_history=tuple(self._earlier(self.camera_history, moment, source, self._cameras)),
+            lidar_history=tuple(self._earlier(self.lidar_history, moment, source, self._sweep)),
         )
-        return Assembled(frame=frame, source=source, lidar_frame_id=self._lidar_frame_id)
+        return Assembled(
+            frame=frame,
+            source=source,
+            lidar_frame_id=self._read_lidars.frame_id or self._parameters.lidar_frame_id,
+            camera_frames=dict(self._read_camera.frames),
+            missing={
+                **dict.fromkeys(moment.missing, NO_MESSAGE),
+                **{sensor: error.cause for sensor, error in failed.items()},
+            },
+        )
+
+    def _check_enough(
+        self, cameras: tuple[CameraImage, ...], sweep: LidarSweep | None, failed: dict[str, DropFrame]
+    ) -> None:
+        """Refuse a frame from which too much has to be left out, for the first reason."""
+        lidars = {lidar.name for lidar in self._parameters.lidars}
+        first_of_all = next(iter(failed.values()), None)
+        if first_of_all is not None and self._parameters.bad_sensors == DROP:
+            raise first_of_all
+        if sweep is None and (self._needs.lidar or not cameras):
+            no_lidar = DropFrame(NO_TRANSFORM, "no cloud and no picture") if first_of_all is None else first_of_all
+            raise next((error for sensor, error in failed.items() if sensor in lidars), no_lidar)
+        least = max(self._needs.cameras, self._parameters.sync_min_cameras)
+        if len(cameras) < least:
+            too_few = DropFrame(TOO_FEW_CAMERAS, f"{len(cameras)} pictures, and {least} are needed")
+            raise next((error for sensor, error in failed.items() if sensor not in lidars), too_few)
 
     def _earlier(self, ring: KeyframeRing[Any], moment: Moment, source: Source, read: Any) -> list[Any]:
         """Earlier keyframes, newest first; none without ego motion: they would lie in the wrong place."""
@@ -161,107 +202,47 @@ class Assembler:
             return []
         results = []
         for reading in ring.before(moment.stamp_ns, moment.epoch):
-            try:
-                results.append(read(reading, source))
-            except DropFrame as error:
+            result = read(reading, source)
+            if result:
+                results.append(result)
+            else:
                 ring.discard(reading)
                 self.counters[HISTORY_SKIPPED] += 1
-                log.debug("an earlier keyframe is left out: %s", error)
+                log.debug("an earlier keyframe is left out: %s", "; ".join(map(str, reading.failed.values())))
         return results
 
-    def _read_pictures(
-        self, reading: Reading[Mapping[str, Stamped[Any]], tuple[CameraImage, ...]], source: Source
-    ) -> tuple[CameraImage, ...]:
-        if reading.result is None or reading.source is not source:
-            if reading.raw is None:
-                raise DropFrame(NO_TRANSFORM, "its ego poses came from another source")
-            items = list(reading.raw.items())
-            reading.result = tuple(
-                self._pool.map(lambda item: self._camera(self._cameras[item[0]], item[1], source), items)
-            )
-            reading.source, reading.raw = source, None
-        return reading.result
+    def _is_read(self, reading: Reading[Any], source: Source) -> bool:
+        """Whether the result is there and holds; where it does not hold any more, it is taken away."""
+        if reading.raw is not None:
+            return False
+        if reading.source is not source or reading.mounts != self._mounts.changes:
+            error = DropFrame(NO_TRANSFORM, "its poses, or the place of a sensor, have been corrected since")
+            reading.result, reading.failed = None, {"keyframe": error}
+        return True
 
-    def _read_sweep(self, reading: Reading[Stamped[Any], LidarSweep], source: Source) -> LidarSweep:
-        if reading.result is None or reading.source is not source:
-            if reading.raw is None:
-                raise DropFrame(NO_TRANSFORM, "its ego poses came from another source")
-            reading.result = self._sweep(reading.raw, source)
-            reading.source, reading.raw = source, None
-        return reading.result
+    def _cameras(self, reading: Pictures, source: Source) -> tuple[CameraImage, ...]:
+        if not self._is_read(reading, source):
+            items = list((reading.raw or {}).items())
+            reading.source, reading.mounts, reading.raw = source, self._mounts.changes, None
+            read = list(self._pool.map(lambda item: self._camera(item[0], item[1], source), items))
+            reading.result = tuple(one for one in read if isinstance(one, CameraImage))
+            reading.failed = {
+                name: one for (name, _), one in zip(items, read, strict=True) if isinstance(one, DropFrame)
+            }
+        return reading.result or ()
 
-    def _camera(self, camera: CameraParameters, picture: Stamped[Any], source: Source) -> CameraImage:
-        image = picture_to_rgb(picture.item, name=camera.name, decoder=self._parameters.image_decoder)
-        info_frame, lens = self._lens(camera.name, (image.shape[0], image.shape[1]))
-        if lens.distortion:
-            image = undistort(image, lens.intrinsics, lens.model, lens.distortion, name=camera.name)
-        mount = self._rig.cameras.get(camera.name) if self._rig else None
-        named = camera.frame_id or (mount.frame_id if mount else "") or picture.item.header.frame_id or info_frame
-        return CameraImage(
-            name=camera.name,
-            image=image,
-            intrinsics=lens.intrinsics,
-            cam2ego=self._sensor2base(camera.name, named, picture.stamp_ns, f"cameras.{camera.name}.frame_id"),
-            ego2global=self._motion.base2fixed(source, picture.stamp_ns),
-            stamp_ns=picture.stamp_ns,
-        )
-
-    def _lens(self, camera: str, size: tuple[int, int]) -> tuple[str, Lens]:
-        """The frame that CameraInfo names, and the lens."""
-        if self._rig and camera in self._rig.calibrations:
-            return "", choose_lens(self._rig.calibrations[camera], size=size, policy=REFUSE, name=camera)
-        info = self._infos.get(camera, self._parameters.transform_timeout)
-        if info is None:
-            topic = self._cameras[camera].info_topic
-            raise DropFrame(
-                NO_CAMERA_INFO,
-                f"{camera}: no CameraInfo has come on {topic!r}: publish it, set cameras.{camera}.info_topic, or give "
-                "the camera's intrinsics in rig_file",
-            )
-        lens = camera_info_to_lens(info, size=size, policy=self._parameters.distortion, name=camera)
-        return str(info.header.frame_id), lens
-
-    def _sweep(self, cloud: Stamped[Any], source: Source) -> LidarSweep:
-        topic, parameters = self._parameters.lidar_topic, self._parameters
-        read = cloud_to_points(
-            cloud.item,
-            beams=self._beams,
-            intensity_scale=parameters.lidar_intensity_scale,
-            name=topic,
-            reader=parameters.lidar_reader,
-        )
-        self.counters[NAN_POINTS] += read.dropped
-        self._say_filled(read.filled)
-        mounted = self._rig.lidar.frame_id if self._rig else ""
-        self._lidar_frame_id = parameters.lidar_frame_id or mounted or cloud.item.header.frame_id
-        return LidarSweep(
-            points=read.points,
-            lidar2ego=self._sensor2base(topic, self._lidar_frame_id, cloud.stamp_ns, "lidar.frame_id"),
-            ego2global=self._motion.base2fixed(source, cloud.stamp_ns),
-            stamp_ns=cloud.stamp_ns,
-        )
-
-    def _say_filled(self, filled: tuple[str, ...]) -> None:
-        how = {
-            "ring": f"derived from the elevation for {self._beams.beams} beams (parameters lidar.*_beam*)",
-            "intensity": "taken as 0",
-        }
-        for column in set(filled) - self._filled_said:
-            self._filled_said.add(column)
-            log.warning("%s has no field %r: it is %s", self._parameters.lidar_topic, column, how[column])
-
-    def _sensor2base(self, sensor: str, frame_id: str, stamp_ns: int, parameter: str) -> Matrix:
-        base = self._parameters.base_frame
-        if not frame_id:
-            raise DropFrame(
-                NO_TRANSFORM,
-                f"{sensor}: header.frame_id is empty, so its transform to {base!r} is not known: set it in the driver, "
-                f"or set parameter {parameter}",
-            )
+    def _camera(self, name: str, picture: Stamped[Any], source: Source) -> CameraImage | DropFrame:
         try:
-            return self._transforms.lookup(frame_id, base, stamp_ns, timeout_s=self._parameters.transform_timeout)
-        except TransformError as error:
-            raise DropFrame(NO_TRANSFORM, f"{sensor}: {error}") from error
+            return self._read_camera(name, picture, source)
+        except DropFrame as error:
+            return error
+
+    def _sweep(self, reading: Clouds, source: Source) -> LidarSweep | None:
+        if not self._is_read(reading, source):
+            clouds = reading.raw or {}
+            reading.source, reading.mounts, reading.raw = source, self._mounts.changes, None
+            reading.result, reading.failed = self._read_lidars(clouds, source)
+        return reading.result
 
 
 def now_ns() -> int:

@@ -20,6 +20,9 @@ NO_EGO_POSE = "no_ego_pose"
 PREDICTION_FAILED = "prediction_failed"
 INTERNAL_ERROR = "internal_error"
 
+NO_MESSAGE = "no_message"
+"""Not why a set was dropped, but why a sensor is not in one: it sent nothing within sync.tolerance by the deadline."""
+
 WORK_CAUSES: dict[str, str] = {
     SUPERSEDED: "a newer set was complete before the worker was free",
     STOPPED_IN_WORK: "the node was deactivated before the result was published",

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from fusionocc_ros.parameters import (
     COMPRESSED,
     CameraParameters,
+    LidarParameters,
     NodeParameters,
     ParameterSpec,
     Value,
     camera_table,
+    lidar_table,
     table,
 )
 
@@ -20,16 +22,20 @@ if TYPE_CHECKING:
 
 
 def declare(node: Node) -> None:
-    """Declare every parameter on a node, those of its cameras included; what is declared already is left alone.
+    """Declare every parameter on a node, those of its sensors included; what is declared already is left alone.
 
     Raises:
         rclpy.exceptions.ParameterException: a value from outside has the wrong type or lies outside its range.
     """
     for spec in table():
         _declare(node, spec)
-    for camera in _camera_names(node):
-        for spec in camera_table(camera):
-            _declare(node, spec)
+    for spec in _sensor_table(node):
+        _declare(node, spec)
+
+
+def _sensor_table(node: Node) -> list[ParameterSpec]:
+    cameras = [spec for camera in _names(node, "camera_names") for spec in camera_table(camera)]
+    return cameras + [spec for lidar in _names(node, "other_lidar_names") for spec in lidar_table(lidar)]
 
 
 def _declare(node: Node, spec: ParameterSpec) -> None:
@@ -47,14 +53,15 @@ def _declare(node: Node, spec: ParameterSpec) -> None:
     node.declare_parameter(spec.name, default, descriptor)
 
 
-def _camera_names(node: Node) -> list[str]:
+def _names(node: Node, parameter: str) -> tuple[str, ...]:
+    """The names in a list that may be empty: [] has no type in ROS, and [""] means the same."""
     from rclpy.exceptions import ParameterUninitializedException
 
     try:
-        return [str(name) for name in node.get_parameter("camera_names").value]
+        names = tuple(str(name) for name in node.get_parameter(parameter).value)
     except ParameterUninitializedException:
-        # What rclpy makes of an empty list, which has no type.
-        raise ValueError("camera_names: expected at least one name, got an empty list") from None
+        return ()
+    return () if names == ("",) else names
 
 
 def read(node: Node) -> NodeParameters:
@@ -64,15 +71,23 @@ def read(node: Node) -> NodeParameters:
         ValueError: a value that is not one of its choices, or values that contradict each other; names the parameter.
     """
     declare(node)
-    values = {spec.field: _checked(node, spec) for spec in table()}
-    cameras = tuple(_read_camera(node, name, values["image_transport"] == COMPRESSED) for name in _camera_names(node))
-    return NodeParameters(**values, cameras=cameras)  # type: ignore[arg-type]
+    lists = {name: _names(node, name) for name in ("camera_names", "other_lidar_names")}
+    values = {spec.field: _checked(node, spec) for spec in table() if spec.name not in lists}
+    compressed = values["image_transport"] == COMPRESSED
+    cameras = tuple(_read_camera(node, name, compressed) for name in lists["camera_names"])
+    lidars = tuple(_read_lidar(node, name) for name in lists["other_lidar_names"])
+    return NodeParameters(**values, **lists, cameras=cameras, other_lidars=lidars)  # type: ignore[arg-type]
 
 
 def _read_camera(node: Node, name: str, compressed: bool) -> CameraParameters:
     values = {spec.field: _checked(node, spec) for spec in camera_table(name)}
     values["image_topic"] = values["image_topic"] or f"{name.lower()}/image_rect{'_compressed' if compressed else ''}"
     return CameraParameters(name=name, **values)  # type: ignore[arg-type]
+
+
+def _read_lidar(node: Node, name: str) -> LidarParameters:
+    values = {spec.field: _checked(node, spec) for spec in lidar_table(name)}
+    return LidarParameters(name=name, **values)  # type: ignore[arg-type]
 
 
 def _checked(node: Node, spec: ParameterSpec) -> Value:
@@ -83,9 +98,8 @@ def _checked(node: Node, spec: ParameterSpec) -> Value:
 
 
 def known_names(node: Node) -> list[str]:
-    """The names of all parameters, those of the node's cameras included."""
-    cameras = [spec.name for camera in _camera_names(node) for spec in camera_table(camera)]
-    return [spec.name for spec in table()] + cameras
+    """The names of all parameters, those of the node's sensors included."""
+    return [spec.name for spec in (*table(), *_sensor_table(node))]
 
 
 def unknown_names(node: Node) -> dict[str, str]:

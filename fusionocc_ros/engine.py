@@ -24,6 +24,10 @@ class Engine:
     """Earlier keyframes of pictures."""
     lidar_history: int = 0
     """Earlier keyframes of sweeps."""
+    needs_camera: bool = True
+    """It cannot work on the LiDAR alone."""
+    needs_lidar: bool = True
+    """It was not made to go on when the LiDAR falls silent."""
     model: str = ""
     trained_on: str = ""
     device: str = ""
@@ -53,6 +57,8 @@ def load_engine(parameters: NodeParameters) -> Engine:
         num_cameras=inputs.num_cameras,
         camera_history=inputs.camera_history,
         lidar_history=inputs.lidar_history,
+        needs_camera=not inputs.presence_masks,
+        needs_lidar=not inputs.presence_masks,
         model=model.card.preset,
         trained_on=model.card.trained_on,
         device=model.runtime.name if isinstance(model, ExportedModel) else str(predictor.device),

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nav_msgs.msg import Odometry
 from rclpy.clock import Clock, ClockType
-from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import (
+    QoSCompatibility,
+    QoSDurabilityPolicy,
+    QoSHistoryPolicy,
+    QoSProfile,
+    QoSReliabilityPolicy,
+    qos_check_compatible,
+)
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from fusionocc_ros.approximate_time import ApproximateTimeSync
-from fusionocc_ros.assemble import CameraInfos, now_ns
+from fusionocc_ros.assemble import Needs, now_ns
 from fusionocc_ros.convert import odometry_to_matrix, stamp_to_ns, transform_to_matrix
 from fusionocc_ros.ego_motion import EgoMotion
-from fusionocc_ros.parameters import AUTO, COMPRESSED, LIDAR_ANCHORED, ODOMETRY, RELIABLE, NodeParameters
+from fusionocc_ros.parameters import APPROXIMATE_TIME, AUTO, COMPRESSED, ODOMETRY, RELIABLE, NodeParameters
+from fusionocc_ros.readers import CameraInfos
 from fusionocc_ros.rig import Rig
 from fusionocc_ros.silence import Silence
-from fusionocc_ros.sync import LidarAnchoredSync, SensorSet
+from fusionocc_ros.sync import LidarAnchoredSync, SensorSet, SyncConfig
 from fusionocc_ros.tf_store import TfStore
 
 if TYPE_CHECKING:
@@ -47,6 +56,14 @@ def sensor_qos(parameters: NodeParameters, *, lidar: bool = False) -> QoSProfile
     )
 
 
+def sync_config(parameters: NodeParameters, needs: Needs) -> SyncConfig:
+    """The synchroniser's settings, for a network that cannot do without some sensors."""
+    config = parameters.sync_config()
+    least = min(max(config.min_cameras, needs.cameras), len(config.cameras))
+    alone = not needs.lidar or config.reference not in config.lidars
+    return replace(config, min_cameras=least, reference_timeout_ns=config.reference_timeout_ns if alone else 0)
+
+
 class Inputs:
     """Subscribes, feeds the synchroniser, hands out its sets.
 
@@ -58,6 +75,7 @@ class Inputs:
         parameters: of the node.
         on_set: told of every set, in the executor's thread.
         on_bad_message: told of messages that cannot be used at all: kind and what is wrong.
+        needs: what the network cannot do without.
         is_busy: whether sets are being worked on, for which a player may hold its clock.
     """
 
@@ -68,6 +86,7 @@ class Inputs:
         *,
         on_set: Callable[[SensorSet[Any]], None],
         on_bad_message: Callable[[str, str], None],
+        needs: Needs | None = None,
         is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._node = node
@@ -76,8 +95,9 @@ class Inputs:
         self._on_bad_message = on_bad_message
         self._is_busy = is_busy
         tolerance_ns = round(parameters.transform_tolerance * 1e9)
-        self.transforms = TfStore(tolerance_ns=tolerance_ns)
-        self.odometry = TfStore(tolerance_ns=tolerance_ns)
+        gap_ns = round(parameters.transform_gap * 1e9)
+        self.transforms = TfStore(tolerance_ns=tolerance_ns, gap_ns=gap_ns)
+        self.odometry = TfStore(tolerance_ns=tolerance_ns, gap_ns=gap_ns)
         self.infos = CameraInfos()
         self.motion = EgoMotion(
             policy=parameters.ego_motion,
@@ -87,8 +107,9 @@ class Inputs:
             odometry=self.odometry,
             timeout_s=parameters.transform_timeout,
         )
-        policy = LidarAnchoredSync if parameters.sync_policy == LIDAR_ANCHORED else ApproximateTimeSync
-        self.sync: LidarAnchoredSync[Any] | ApproximateTimeSync = policy(parameters.sync_config(), now_ns)
+        policy = ApproximateTimeSync if parameters.sync_policy == APPROXIMATE_TIME else LidarAnchoredSync
+        config = sync_config(parameters, needs or Needs())
+        self.sync: LidarAnchoredSync[Any] | ApproximateTimeSync = policy(config, now_ns)
         self._picture = CompressedImage if parameters.image_transport == COMPRESSED else Image
         self._silence = Silence(self._simulated_ns, now_ns)
         self._sensors: list[Any] = []
@@ -106,25 +127,30 @@ class Inputs:
         """Take the sensors' places from a file, as if /tf_static had said them.
 
         Raises:
-            ValueError: the file is about another base frame, or lacks a camera.
+            ValueError: the file is about another base frame, or lacks a sensor.
         """
         if rig.base_frame != self._parameters.base_frame:
             raise ValueError(
                 f"rig_file is about base_frame {rig.base_frame!r}, but parameter base_frame is "
                 f"{self._parameters.base_frame!r}"
             )
-        missing = [name for name in self._parameters.camera_names if name not in rig.cameras]
-        if missing:
-            raise ValueError(f"rig_file has no camera {', '.join(missing)}; it has {', '.join(rig.cameras)}")
-        for mount in (rig.lidar, *rig.cameras.values()):
-            self.transforms.set_static(rig.base_frame, mount.frame_id, mount.sensor2base)
+        wanted = {"camera": (self._parameters.camera_names, rig.cameras)}
+        wanted["LiDAR"] = (tuple(lidar.name for lidar in self._parameters.lidars), rig.lidars)
+        for kind, (names, mounts) in wanted.items():
+            missing = [name for name in names if name not in mounts]
+            if missing:
+                raise ValueError(f"rig_file has no {kind} {', '.join(missing)}; it has {', '.join(mounts) or 'none'}")
+            for mount in mounts.values():
+                self.transforms.set_static(rig.base_frame, mount.frame_id, mount.sensor2base)
 
     def start(self) -> None:
         """Follow pictures and sweeps."""
         for camera in self._parameters.cameras:
-            callback = _bound(self._on_picture, camera.name)
-            self._sensors.append(self._subscribe(self._picture, camera.image_topic, callback))
-        self._sensors.append(self._subscribe(PointCloud2, self._parameters.lidar_topic, self._on_sweep))
+            self._sensors.append(
+                self._subscribe(self._picture, camera.image_topic, _bound(self._on_message, camera.name))
+            )
+        for lidar in self._parameters.lidars:
+            self._sensors.append(self._subscribe(PointCloud2, lidar.topic, _bound(self._on_message, lidar.name)))
         self._timer = self._node.create_timer(POLL_PERIOD_S, self._poll, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def stop(self) -> None:
@@ -145,8 +171,8 @@ class Inputs:
         self._others.clear()
 
     def silence_s(self) -> dict[str, float]:
-        """Time since the last message of the LiDAR ("lidar") and of each camera; infinite where none came."""
-        return self._silence.of(("lidar", *self._parameters.camera_names))
+        """Time since the last message of each LiDAR (the first is "lidar") and camera; infinite where none came."""
+        return self._silence.of(self.sync.config.sensors)
 
     def clock_stands_s(self) -> float:
         """Real time for which /clock has stood still while no set was worked on; 0 without simulated time."""
@@ -163,22 +189,42 @@ class Inputs:
         return "use_sim_time is true and /clock stands still: the player or the simulation is paused, or stuck"
 
     def explain_silence(self, name: str) -> str:
-        """Why nothing may come from the LiDAR ("lidar") or a camera: who publishes on its topic, and how."""
-        lidar = name == "lidar"
+        """Why nothing may come from a LiDAR (the first is "lidar") or a camera: who publishes on its topic, and how."""
         topics = {camera.name: camera.image_topic for camera in self._parameters.cameras}
-        topic = self._node.resolve_topic_name(self._parameters.lidar_topic if lidar else topics[name])
+        clouds = {lidar.name: lidar.topic for lidar in self._parameters.lidars}
+        topic = self._node.resolve_topic_name({**topics, **clouds}[name])
         publishers = self._node.get_publishers_info_by_topic(topic)
         if not publishers:
             return f"nobody publishes {topic}"
-        wanted = _type_name(PointCloud2 if lidar else self._picture)
+        wanted = _type_name(PointCloud2 if name in clouds else self._picture)
         others = sorted({p.topic_type for p in publishers} - {wanted})
         if others:
-            hint = "" if lidar else "; see image_transport"
+            hint = "" if name in clouds else "; see image_transport"
             return f"{topic} is {', '.join(others)}, not {wanted}{hint}"
-        best_effort = any(p.qos_profile.reliability == QoSReliabilityPolicy.BEST_EFFORT for p in publishers)
-        if best_effort and self._parameters.qos_reliability == RELIABLE:
-            return f"{topic} is published with best effort, which qos.reliability: reliable refuses"
-        return f"{topic} has a publisher that sends nothing, or all is lost on the way"
+        return (
+            self._explain_qos(topic, publishers)
+            or f"{topic} has a publisher that sends nothing, or all is lost on the way"
+        )
+
+    def _explain_qos(self, topic: str, publishers: list[Any]) -> str:
+        """Why no publisher of a topic matches our subscription; empty where one does."""
+        us = (self._node.get_name(), self._node.get_namespace())
+        ours = [s for s in self._node.get_subscriptions_info_by_topic(topic) if (s.node_name, s.node_namespace) == us]
+        reasons = []
+        for publisher in publishers:
+            for subscription in ours:
+                match, reason = qos_check_compatible(publisher.qos_profile, subscription.qos_profile)
+                if match != QoSCompatibility.ERROR:
+                    return ""
+                best_effort = publisher.qos_profile.reliability == QoSReliabilityPolicy.BEST_EFFORT
+                reliable = subscription.qos_profile.reliability == QoSReliabilityPolicy.RELIABLE
+                both = best_effort and reliable
+                reasons.append(
+                    f"{topic} is published with best effort, which qos.reliability: reliable refuses (or qos_overrides)"
+                    if both
+                    else f"{topic} is published with a quality of service that does not match: {reason}"
+                )
+        return reasons[0] if reasons else ""
 
     def _subscribe(self, message: type, topic: str, callback: Callable[[Any], None]) -> Any:
         return self._node.create_subscription(
@@ -199,13 +245,9 @@ class Inputs:
             self._silence.excuse()
         self._hand_out(self.sync.poll())
 
-    def _on_picture(self, camera: str, message: Any) -> None:
-        self._silence.heard(camera)
-        self._hand_out(self.sync.add(camera, stamp_to_ns(message.header.stamp), message))
-
-    def _on_sweep(self, message: Any) -> None:
-        self._silence.heard("lidar")
-        self._hand_out(self.sync.add("lidar", stamp_to_ns(message.header.stamp), message))
+    def _on_message(self, sensor: str, message: Any) -> None:
+        self._silence.heard(sensor)
+        self._hand_out(self.sync.add(sensor, stamp_to_ns(message.header.stamp), message))
 
     def _on_tf(self, message: Any) -> None:
         for entry in message.transforms:

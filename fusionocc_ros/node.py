@@ -24,7 +24,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from fusionocc_ros import declared
-from fusionocc_ros.assemble import Assembler
+from fusionocc_ros.assemble import Assembler, Needs
 from fusionocc_ros.causes import CAUSES
 from fusionocc_ros.dds import use_shipped_profile
 from fusionocc_ros.diagnostics import (
@@ -184,25 +184,31 @@ class OccNode(LifecycleNode):
     def _configure(self, parameters: NodeParameters) -> None:
         parameters.check_installed()
         rig = load_rig(parameters.rig_file) if parameters.rig_file else None
+        needs = Needs()
         if self._on_set is None:
             self._engine = self._engine_factory(parameters)
-            if len(parameters.camera_names) > self._engine.num_cameras:
-                raise ValueError(
-                    f"camera_names: {len(parameters.camera_names)} cameras, but {self._engine.model} takes at most "
-                    f"{self._engine.num_cameras}; leave some out or choose another preset"
-                )
+            needs = _needs(self._engine, parameters)
         self.inputs = Inputs(
             self,
             parameters,
             on_set=self._on_set or self._take,
             on_bad_message=self._warn,
+            needs=needs,
             is_busy=lambda: self.work is not None and self.work.in_hand > 0,
         )
         if rig is not None:
             self.inputs.use_rig(rig)
         if self._engine is not None:
             self._outputs = Outputs(self, parameters)
-            self._assembler = Assembler(parameters, self.inputs.infos, self.inputs.transforms, self.inputs.motion, rig)
+            self._assembler = Assembler(
+                parameters,
+                self.inputs.infos,
+                self.inputs.transforms,
+                self.inputs.motion,
+                rig,
+                needs=needs,
+                on_left_out=lambda sensor, cause, text: self._warn(f"{sensor} left out: {cause}", text),
+            )
             self.work = Work(
                 parameters,
                 engine=self._engine,
@@ -260,7 +266,7 @@ class OccNode(LifecycleNode):
         text = self._throttle(kind, message)
         if text is None:
             return
-        dropped = f"frame dropped ({kind}): " if kind in CAUSES else ""
+        dropped = f"frame dropped ({kind}): " if kind in CAUSES else f"{kind}: " if " left out: " in kind else ""
         self.get_logger().warning(f"{dropped}{text}")
 
     def _say_source(self, source: Source) -> None:
@@ -315,6 +321,26 @@ class OccNode(LifecycleNode):
         if reasons:
             self._warn("silence", "; ".join(f"nothing from {name}: {reason}" for name, reason in reasons.items()))
         return "", reasons
+
+
+def _needs(engine: Engine, parameters: NodeParameters) -> Needs:
+    """What the network cannot do without.
+
+    Raises:
+        ValueError: there are more cameras than it takes, or none and it needs one.
+    """
+    cameras = len(parameters.camera_names)
+    if cameras > engine.num_cameras:
+        raise ValueError(
+            f"camera_names: {cameras} cameras, but {engine.model} takes at most {engine.num_cameras}; leave some out "
+            "or choose another preset"
+        )
+    if not cameras and engine.needs_camera:
+        raise ValueError(
+            f"camera_names: there is none, and {engine.model} needs one; name it or choose a preset that works on the "
+            "LiDAR alone, such as flashfusion-mini"
+        )
+    return Needs(cameras=int(engine.needs_camera), lidar=engine.needs_lidar and bool(parameters.lidars))
 
 
 def _no_network(frame: Any) -> Any:

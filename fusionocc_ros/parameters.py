@@ -10,17 +10,19 @@ from dataclasses import dataclass, fields
 from importlib.util import find_spec
 
 from fusionocc_core import DEFAULT_PRESET
+from fusionocc_ros.clouds import MAX_POINTS
 from fusionocc_ros.lenses import DISTORTION_POLICIES
 from fusionocc_ros.output_parameters import FIELDS as OUTPUT_FIELDS
 from fusionocc_ros.output_parameters import OutputParameters
 from fusionocc_ros.parameter_fields import Value, parameter
-from fusionocc_ros.sync import SyncConfig
+from fusionocc_ros.sync import LIDAR, SyncConfig
 
 OFFICIAL_CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 """nuScenes names in the order of the official checkpoints."""
 
 COMPRESSED, RAW = "compressed", "raw"
-LIDAR_ANCHORED, APPROXIMATE_TIME = "lidar_anchored", "approximate_time"
+LIDAR_ANCHORED, APPROXIMATE_TIME, LATEST = "lidar_anchored", "approximate_time", "latest"
+LEAVE_OUT, DROP = "leave_out", "drop"
 BUILTIN, CV_BRIDGE, SENSOR_MSGS_PY = "builtin", "cv_bridge", "sensor_msgs_py"
 BEST_EFFORT, RELIABLE = "best_effort", "reliable"
 AUTO, TF, ODOMETRY, NONE = "auto", "tf", "odometry", "none"
@@ -49,6 +51,23 @@ class CameraParameters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LidarParameters:
+    """What is set for each further LiDAR, as parameters ``lidars.<NAME>.<field>``; the first has ``lidar.<field>``."""
+
+    name: str
+    topic: str
+    frame_id: str = parameter("", "Frame of this LiDAR; empty: header.frame_id of its clouds.")
+    time_offset: float = parameter(
+        0.0, "When its cloud is expected relative to the first LiDAR's stamp, seconds.", low=-1.0, high=1.0
+    )
+
+    @property
+    def frame_parameter(self) -> str:
+        """The name of the parameter that sets its frame."""
+        return "lidar.frame_id" if self.name == LIDAR else f"lidars.{self.name}.frame_id"
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeParameters(OutputParameters):
     """Everything that can be set on the node. Times in seconds, lengths in metres."""
 
@@ -65,7 +84,8 @@ class NodeParameters(OutputParameters):
     confidence: bool = parameter(False, "Publish the probability of each voxel's label as well.")
 
     camera_names: tuple[str, ...] = parameter(
-        OFFICIAL_CAMERAS, "Cameras, in the network's order; each has parameters of its own under cameras.<name>."
+        OFFICIAL_CAMERAS,
+        "Cameras, in the network's order, or [] for none; each has parameters of its own under cameras.<name>.",
     )
     image_transport: str = parameter(
         COMPRESSED, "Type of the picture topics: CompressedImage or Image.", choices=(COMPRESSED, RAW)
@@ -80,7 +100,13 @@ class NodeParameters(OutputParameters):
     )
     rig_file: str = parameter("", "YAML file with extrinsics (and intrinsics) instead of /tf_static (and CameraInfo).")
 
-    lidar_topic: str = parameter("lidar_top", "PointCloud2 of the LiDAR.", name="lidar.topic")
+    bad_sensors: str = parameter(
+        LEAVE_OUT,
+        "What a picture or cloud that cannot be used costs: itself, as long as the network can do without, or the set.",
+        choices=(LEAVE_OUT, DROP),
+    )
+
+    lidar_topic: str = parameter("lidar_top", "PointCloud2 of the LiDAR; empty: there is none.", name="lidar.topic")
     lidar_frame_id: str = parameter(
         "", "Frame of the LiDAR; empty: header.frame_id of its clouds.", name="lidar.frame_id"
     )
@@ -103,6 +129,18 @@ class NodeParameters(OutputParameters):
         10.67, "Elevation of the highest beam, degrees.", name="lidar.highest_beam", low=-90.0, high=90.0
     )
 
+    lidar_deskew: bool = parameter(
+        True,
+        "Move points to where they would have been at the cloud's stamp, where the cloud has their times.",
+        name="lidar.deskew",
+    )
+    lidar_max_points: int = parameter(
+        MAX_POINTS, "A cloud with more points is not used.", name="lidar.max_points", low=1, high=100_000_000
+    )
+    other_lidar_names: tuple[str, ...] = parameter(
+        ("",), "Further LiDARs, merged into the first; each has parameters of its own under lidars.<name>."
+    )
+
     base_frame: str = parameter("base_link", "Frame of the vehicle: x forward, y left, z up.")
     fixed_frame: str = parameter("map", "Frame in which the vehicle moves, in /tf: map or odom.")
     ego_motion: str = parameter(
@@ -117,15 +155,30 @@ class NodeParameters(OutputParameters):
     transform_tolerance: float = parameter(
         0.05, "How far a moving transform may be continued beyond its newest stamp.", low=0.0, high=1.0
     )
+    transform_gap: float = parameter(
+        1.0, "Stamps of a moving transform further apart are not interpolated between.", low=0.01, high=10.0
+    )
     keyframe_spacing: float = parameter(
         0.5, "Time between the earlier keyframes that a network with memory is given.", low=0.05, high=10.0
     )
 
     sync_policy: str = parameter(
         LIDAR_ANCHORED,
-        "Who matches pictures to sweeps; approximate_time is that of message_filters, where it is installed.",
+        "Who matches pictures to sweeps; latest waits for nothing, approximate_time is that of message_filters.",
         name="sync.policy",
-        choices=(LIDAR_ANCHORED, APPROXIMATE_TIME),
+        choices=(LIDAR_ANCHORED, LATEST, APPROXIMATE_TIME),
+    )
+    sync_reference: str = parameter(
+        "",
+        "The camera or LiDAR whose messages begin the sets; empty: the LiDAR, or where there is none the first camera.",
+        name="sync.reference",
+    )
+    sync_reference_timeout: float = parameter(
+        1.0,
+        "After so long without the reference another sensor stands in, if the network can work so; 0: never.",
+        name="sync.reference_timeout",
+        low=0.0,
+        high=60.0,
     )
     sync_tolerance: float = parameter(
         _SYNC.tolerance_ns / 1e9,
@@ -133,6 +186,13 @@ class NodeParameters(OutputParameters):
         name="sync.tolerance",
         low=0.001,
         high=10.0,
+    )
+    sync_noise_window: float = parameter(
+        _SYNC.noise_window_ns / 1e9,
+        "A picture this near to its expected time is taken at once, without waiting for a nearer one.",
+        name="sync.noise_window",
+        low=0.0,
+        high=1.0,
     )
     sync_deadline: float = parameter(
         _SYNC.deadline_ns / 1e9,
@@ -180,15 +240,32 @@ class NodeParameters(OutputParameters):
 
     cameras: tuple[CameraParameters, ...] = ()
     """One for each of camera_names; made by ``read``."""
+    other_lidars: tuple[LidarParameters, ...] = ()
+    """One for each of other_lidar_names; made by ``read``."""
+
+    @property
+    def lidars(self) -> tuple[LidarParameters, ...]:
+        """All of them, the first one first."""
+        if not self.lidar_topic:
+            return self.other_lidars
+        first = LidarParameters(name=LIDAR, topic=self.lidar_topic, frame_id=self.lidar_frame_id)
+        return (first, *self.other_lidars)
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot work, by the parameters' ROS names."""
         self.check_outputs()
         names = self.camera_names
-        if not names or any(not name for name in names):
-            raise ValueError(f"camera_names: expected at least one name, none of them empty, got {list(names)}")
-        if len(set(names)) != len(names):
-            raise ValueError(f"camera_names: names must differ, got {list(names)}")
+        lidars = (*([LIDAR] if self.lidar_topic else []), *(lidar.name for lidar in self.other_lidars))
+        if not all(names):
+            raise ValueError(f"camera_names: none of them may be empty, got {list(names)}")
+        if len({*names, *lidars}) != len(names) + len(lidars):
+            raise ValueError(
+                f"camera_names: names must differ, and from those of the LiDARs, got {list(names)} and {list(lidars)}"
+            )
+        if not names and not lidars:
+            raise ValueError("camera_names and lidar.topic: both are empty, so there is no sensor; name at least one")
+        if self.sync_reference and self.sync_reference not in (*names, *lidars):
+            raise ValueError(f"sync.reference: {self.sync_reference!r} is not one of {', '.join((*lidars, *names))}")
         if self.sync_min_cameras > len(names):
             raise ValueError(
                 f"sync.min_cameras: {self.sync_min_cameras} is more than the {len(names)} cameras of camera_names"
@@ -219,9 +296,16 @@ class NodeParameters(OutputParameters):
 
     def sync_config(self) -> SyncConfig:
         """The synchroniser's settings."""
+        lidars = tuple(lidar.name for lidar in self.lidars)
+        sensors: tuple[CameraParameters | LidarParameters, ...] = (*self.cameras, *self.other_lidars)
         return SyncConfig(
             cameras=self.camera_names,
-            time_offset_ns={camera.name: round(camera.time_offset * 1e9) for camera in self.cameras},
+            lidars=lidars,
+            reference=self.sync_reference or (*lidars, *self.camera_names)[0],
+            time_offset_ns={sensor.name: round(sensor.time_offset * 1e9) for sensor in sensors},
+            noise_window_ns=round(self.sync_noise_window * 1e9),
+            reference_timeout_ns=round(self.sync_reference_timeout * 1e9),
+            newest=self.sync_policy == LATEST,
             tolerance_ns=round(self.sync_tolerance * 1e9),
             deadline_ns=round(self.sync_deadline * 1e9),
             min_cameras=self.sync_min_cameras,
@@ -285,16 +369,27 @@ def camera_table(camera: str) -> list[ParameterSpec]:
             description="Its CameraInfo.",
         ),
     ]
-    for f in fields(CameraParameters):
-        if f.metadata:
-            rows.append(
-                ParameterSpec(
-                    name=f"cameras.{camera}.{f.name}",
-                    field=f.name,
-                    default=f.default,  # type: ignore[arg-type]
-                    description=f.metadata["description"],
-                    low=f.metadata["low"],
-                    high=f.metadata["high"],
-                )
-            )
-    return rows
+    return rows + _own_rows(CameraParameters, f"cameras.{camera}")
+
+
+def lidar_table(lidar: str) -> list[ParameterSpec]:
+    """The parameters of one further LiDAR; its topic's default follows its name."""
+    topic = ParameterSpec(
+        name=f"lidars.{lidar}.topic", field="topic", default=lidar.lower(), description="Its PointCloud2."
+    )
+    return [topic, *_own_rows(LidarParameters, f"lidars.{lidar}")]
+
+
+def _own_rows(kind: type[CameraParameters | LidarParameters], prefix: str) -> list[ParameterSpec]:
+    return [
+        ParameterSpec(
+            name=f"{prefix}.{f.name}",
+            field=f.name,
+            default=f.default,  # type: ignore[arg-type]
+            description=f.metadata["description"],
+            low=f.metadata["low"],
+            high=f.metadata["high"],
+        )
+        for f in fields(kind)
+        if f.metadata
+    ]

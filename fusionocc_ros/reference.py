@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fusionocc_ros.causes import CAUSES
 from fusionocc_ros.parameter_fields import Value
-from fusionocc_ros.parameters import OFFICIAL_CAMERAS, ParameterSpec, camera_table, table
+from fusionocc_ros.parameters import OFFICIAL_CAMERAS, ParameterSpec, camera_table, lidar_table, table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT, CONFIG = ROOT / "docs" / "ros.md", ROOT / "config" / "occ.yaml"
@@ -29,7 +29,7 @@ YAML_HEAD = """\
 """
 
 
-def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -56,7 +56,7 @@ def parameter_rows() -> str:
             "yes" if spec.live else "",
             spec.description,
         )
-        for spec in [*table(), *camera_table("<NAME>")]
+        for spec in [*table(), *camera_table("<NAME>"), *lidar_table("<NAME>")]
     ]
     return _markdown(("parameter", "default", "values", "live", "meaning"), rows)
 
@@ -82,10 +82,13 @@ def fill(text: str) -> str:
     return pattern.sub(lambda m: f"<!-- table: {m.group(2)} -->\n\n{TABLES[m.group(2)]()}\n<!-- end -->", text)
 
 
+_EMPTY = '""'
+
+
 def _yaml_value(value: Value) -> str:
     if isinstance(value, tuple):
-        return f"[{', '.join(value)}]"
-    return '""' if value == "" else _shown(value)
+        return f"[{', '.join(word or _EMPTY for word in value)}]"
+    return _EMPTY if value == "" else _shown(value)
 
 
 def occ_yaml() -> str:

@@ -132,7 +132,10 @@ def cloud(stamp_ns: int, values: np.ndarray | None = None, names: str = "x y z i
 class FakeNetwork:
     """In the place of the network: remembers the frames it was given and marks a voxel."""
 
-    def __init__(self, *, camera_history: int = 0, lidar_history: int = 0, delay_s: float = 0.0) -> None:
+    def __init__(
+        self, *, camera_history: int = 0, lidar_history: int = 0, delay_s: float = 0.0, needs_all: bool = False
+    ) -> None:
+        self.needs_all = needs_all
         self.frames: list[SensorFrame] = []
         self.delay_s = delay_s
         self.camera_history = camera_history
@@ -144,6 +147,8 @@ class FakeNetwork:
             num_cameras=6,
             camera_history=self.camera_history,
             lidar_history=self.lidar_history,
+            needs_camera=self.needs_all,
+            needs_lidar=self.needs_all,
             model="fake",
             trained_on="nothing",
             device="cpu",

@@ -246,7 +246,7 @@ def test_bad_input_is_dropped_counted_and_named_and_the_node_goes_on(
     transport, cause, change, text = BAD[case]
     network, vehicle = FakeNetwork(), Vehicle(world.context, transport=transport)
     world.add(vehicle.node)
-    node = start(world, network, image_transport=transport, transform_timeout=0.05)
+    node = start(world, network, image_transport=transport, transform_timeout=0.05, bad_sensors="drop")
     got = world.collect(SemanticOccupancy, "/fusionocc/occupancy")
     assert world.spin_until(connected(vehicle))
     drive(world, vehicle, node, 2, change=change)
@@ -265,7 +265,7 @@ def test_a_missing_transform_names_both_frames_and_comes_back_when_it_is_publish
 ) -> None:
     network, vehicle = FakeNetwork(), Vehicle(world.context, leave_out=("cam_back",))
     world.add(vehicle.node)
-    node = start(world, network, transform_timeout=0.05)
+    node = start(world, network, transform_timeout=0.05, bad_sensors="drop")
     assert world.spin_until(connected(vehicle))
     drive(world, vehicle, node, 2)
     assert node.statistics.snapshot().dropped == {"no_transform": 2}
@@ -441,7 +441,7 @@ def test_a_pose_that_is_missing_at_a_stamp_drops_the_frame(world: World, capfd: 
     drive(world, vehicle, node, 1, first=2)
     counters = node.statistics.snapshot()
     assert (counters.published, counters.dropped) == (2, {"no_ego_pose": 1})
-    assert "no transform from 'base_link' to 'map' at 1600000000.4" in logged(capfd)
+    assert "no transform from 'base_link' to 'map' at 1600000000.500 s" in logged(capfd)
 
 
 @pytest.mark.parametrize("policy", ["tf", "odometry"])
@@ -531,7 +531,7 @@ def status(message: DiagnosticArray, name: str) -> DiagnosticStatus:
 def test_diagnostics_tell_rates_latency_and_drops(world: World) -> None:
     network, vehicle = FakeNetwork(), Vehicle(world.context)
     world.add(vehicle.node)
-    node = start(world, network, diagnostics_period=0.2, transform_timeout=0.05)
+    node = start(world, network, diagnostics_period=0.2, transform_timeout=0.05, bad_sensors="drop")
     got = world.collect(DiagnosticArray, "/diagnostics")
     assert world.spin_until(connected(vehicle))
     drive(world, vehicle, node, 2)
@@ -720,6 +720,9 @@ def test_a_result_that_is_ready_after_deactivation_is_dropped_and_counted(world:
         ({"lidar__lowest_beam": 20.0}, r"lidar\.highest_beam: 10\.67 must lie above"),
         ({"base_frame": ""}, "base_frame, and fixed_frame"),
         ({"image_decoder": "cv_bridge"}, "image_decoder: cv_bridge is not installed"),
+        ({"camera_names": [""], "lidar__topic": ""}, "camera_names and lidar.topic: both are empty"),
+        ({"sync__reference": "CAM_MOON"}, r"sync\.reference: 'CAM_MOON' is not one of lidar, CAM_FRONT_LEFT"),
+        ({"other_lidar_names": ["CAM_FRONT"]}, "camera_names: names must differ, and from those of the LiDARs"),
         ({"lidar__reader": "sensor_msgs_py"}, r"lidar\.reader: sensor_msgs_py is not installed"),
     ],
 )

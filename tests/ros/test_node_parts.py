@@ -295,10 +295,14 @@ def rig(**changes: Any) -> dict[str, Any]:
 
 def test_a_rig_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rig.yaml"
-    path.write_text(yaml.safe_dump(rig()))
+    bent = {**LENS, "distortion_model": "equidistant", "distortion": [0.1, 0, 0, 0]}
+    cameras = {**rig()["cameras"], "C": {**MOUNT, "intrinsics": bent}}
+    path.write_text(yaml.safe_dump(rig(cameras=cameras, lidars={"REAR": MOUNT})))
     read = load_rig(path)
-    assert (list(read.cameras), list(read.calibrations)) == (["A", "B"], ["B"])
-    np.testing.assert_array_equal(read.lidar.sensor2base[:3, 3], [0, 0, 1])
+    assert (list(read.cameras), list(read.calibrations)) == (["A", "B", "C"], ["B", "C"])
+    assert list(read.lidars) == ["lidar", "REAR"]
+    assert (read.calibrations["C"].model, read.calibrations["C"].distortion) == ("equidistant", (0.1, 0.0, 0.0, 0.0))
+    np.testing.assert_array_equal(read.lidars["lidar"].sensor2base[:3, 3], [0, 0, 1])
     assert read.calibrations["B"].size == (5, 10)
     np.testing.assert_array_equal(read.calibrations["B"].k, [[8, 0, 5], [0, 8, 2.5], [0, 0, 1]])
 
@@ -307,9 +311,15 @@ def test_a_rig_file_is_read(tmp_path: Path) -> None:
     ("content", "text"),
     [
         ("[", "rig.yaml: not a YAML file"),
-        ("just text", "expected the keys base_frame, lidar, cameras, got 'just text'"),
+        ("just text", "expected the keys base_frame, got 'just text'"),
+        ({"base_frame": "b"}, "it places no sensor"),
+        (rig(lidars=[MOUNT]), "lidars: expected names with an entry each"),
+        (
+            rig(cameras={"A": {**MOUNT, "intrinsics": {**LENS, "distortion": [1]}}}),
+            r"cameras\.A\.intrinsics: distortion_model and distortion belong together",
+        ),
         (rig(wheels=4), r"unknown \['wheels'\]"),
-        ({"base_frame": "b", "lidar": MOUNT}, r"missing \['cameras'\]"),
+        ({"lidar": MOUNT}, r"missing \['base_frame'\]"),
         (rig(cameras={}), "cameras: expected names with an entry each"),
         (rig(lidar={**MOUNT, "translation": [0, 0]}), r"lidar\.translation: expected 3 numbers, got \[0, 0\]"),
         (rig(lidar={**MOUNT, "rotation_xyzw": [0, 0, 0, 0]}), "lidar: quaternion_wxyz: length is zero"),

@@ -135,7 +135,7 @@ def test_an_interrupt_while_the_network_is_loaded_ends_it_cleanly(domain: int) -
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["-p", "camera_names:=[]"], "camera_names: expected at least one name"),
+        (["-p", "camera_names:=[]", "-p", "lidar.topic:=''"], "camera_names and lidar.topic: both are empty"),
         (["-p", "sync.tolerance:=-3.0"], r"sync\.tolerance"),
         (["-p", "checkpoint:=/nowhere/weights.pth"], "cannot configure: .*/nowhere/weights.pth"),
         (["--nonsense"], "--nonsense"),
