@@ -29,6 +29,8 @@ class Provenance:
     frame_id: str
     cameras: tuple[str, ...] = ()
     camera_ages: tuple[float, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
+    """Sensors that did not take part, and why."""
     ego_motion: int = SemanticOccupancy.EGO_MOTION_NONE
     camera_history: int = 0
     lidar_history: int = 0
@@ -93,6 +95,7 @@ def occupancy_to_message(occupancy: Occupancy, provenance: Provenance, *, encodi
     out.model, out.trained_on = occupancy.model, occupancy.trained_on
     out.cameras = list(provenance.cameras)
     out.camera_ages = array.array("f", provenance.camera_ages)
+    out.missing, out.missing_causes = list(provenance.missing), list(provenance.missing.values())
     out.ego_motion = provenance.ego_motion
     out.camera_history, out.lidar_history = provenance.camera_history, provenance.lidar_history
     for name, seconds in provenance.times.items():

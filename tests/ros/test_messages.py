@@ -90,8 +90,8 @@ def test_package_files_agree_with_each_other(name: str) -> None:
     assert package.findtext("name") == name
     assert f"project({name})" in cmake
     assert project["project"]["name"] == name.replace("_", "-")
-    for message in (folder / "msg").iterdir():
-        assert f'"msg/{message.name}"' in cmake
+    interfaces = {f"{kind}/{path.name}" for kind in ("msg", "srv") for path in (folder / kind).glob(f"*.{kind}")}
+    assert set(re.findall(r'"((?:msg|srv)/\w+\.\w+)"', cmake)) == interfaces
     needed = {e.text for e in package.findall("depend")}
     (dependencies,) = re.findall(r"DEPENDENCIES ([a-z_ ]+)", cmake)
     assert set(dependencies.split()) == needed

@@ -61,6 +61,7 @@ PROVENANCE = Provenance(
     frame_id="base_link",
     cameras=("A", "B"),
     camera_ages=(0.04, -0.001),
+    missing={"C": "no_message"},
     ego_motion=SemanticOccupancy.EGO_MOTION_TF,
     camera_history=1,
     lidar_history=7,
@@ -88,6 +89,7 @@ def test_occupancy_goes_through_a_message_and_back(encoding: str, confidence: bo
         assert after.confidence is None
     assert message.header.frame_id == "base_link"
     assert list(message.cameras) == ["A", "B"]
+    assert (list(message.missing), list(message.missing_causes)) == (["C"], ["no_message"])
     np.testing.assert_allclose(message.camera_ages, [0.04, -0.001], atol=1e-7)
     assert (message.ego_motion, message.camera_history, message.lidar_history) == (1, 1, 7)
     assert (message.total_time, message.network_time, message.queue_time) == (0.25, 0.125, 0.0)
