@@ -347,8 +347,13 @@ def _no_network(frame: Any) -> Any:
     raise RuntimeError("no network is loaded")
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the node until it is interrupted; the exit code is 0 after an interrupt, 1 where it could not start."""
+def main(args: list[str] | None = None, *, engine_factory: EngineFactory = load_engine) -> int:
+    """Run the node until it is interrupted; the exit code is 0 after an interrupt, 1 where it could not start.
+
+    Args:
+        args: of the command line; None takes those of the process.
+        engine_factory: as for OccNode; for tests, which have no time for a network.
+    """
     profile = use_shipped_profile()
     try:
         rclpy.init(args=args)
@@ -358,7 +363,7 @@ def main(args: list[str] | None = None) -> int:
     node: OccNode | None = None
     ended = True
     try:
-        node = OccNode()
+        node = OccNode(engine_factory=engine_factory)
         logging.getLogger("fusionocc_ros").addHandler(RosHandler(node))
         if profile is not None:
             node.get_logger().debug(f"Fast DDS profile: {profile}")
