@@ -52,6 +52,8 @@ from fusionocc_core.models.gaussianformer_presets import (
     gaussianformer_144000,
     gaussianformer_tiny,
 )
+from fusionocc_core.models.gaussianfusion import GaussianFusion, GaussianFusionConfig
+from fusionocc_core.models.gaussianfusion_presets import gaussianfusion_6400, gaussianfusion_tiny
 from fusionocc_core.models.network import NetworkConfig, OccupancyNetwork
 from fusionocc_core.models.renderocc import RenderOcc, RenderOccConfig
 from fusionocc_core.models.renderocc_presets import renderocc_swinb
@@ -84,6 +86,8 @@ PRESETS: dict[str, Callable[[], NetworkConfig]] = {
     "gaussianformer2-12800": gaussianformer2_12800,
     "gaussianformer2-25600": gaussianformer2_25600,
     "gaussianformer2-tiny": gaussianformer2_tiny,
+    "gaussianfusion-6400": gaussianfusion_6400,
+    "gaussianfusion-tiny": gaussianfusion_tiny,
 }
 
 SHIPPED_WEIGHTS = {"flashfusion-mini": "flashfusion-mini.safetensors"}
@@ -98,6 +102,7 @@ NETWORKS: tuple[tuple[type[OccupancyNetwork], type[Any]], ...] = (
     (FlashFusion, FlashFusionConfig),
     (RenderOcc, RenderOccConfig),
     (GaussianFormer, GaussianFormerConfig),
+    (GaussianFusion, GaussianFusionConfig),
 )
 """Every network with its config. Our files name them by their class."""
 
