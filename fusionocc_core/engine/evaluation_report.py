@@ -124,7 +124,8 @@ def _add_worst(page: ReportPage, worst: Sequence[tuple[FrameScore, ViewFrame]]) 
 
 def add_voxels(page: ReportPage, view: ViewFrame, caption: str) -> None:
     """Prediction, truth and difference of a moment, turning."""
-    assert view.prediction is not None and view.truth is not None, "reports are about labelled predictions"
+    assert view.prediction is not None, "view_of gives it"
+    assert view.truth is not None, "view_of gives it"
     compared = view.compared()
     volumes = {"prediction": view.prediction, "truth": truth_as_occupancy(view.truth, view.stamp_ns)}
     if compared is not None:

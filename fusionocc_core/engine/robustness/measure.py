@@ -23,6 +23,9 @@ from fusionocc_core.structures import Batch, Occupancy, SensorFrame
 _AHEAD = 2
 """Batches that are ready besides those being made, and predictions that wait for being scored."""
 
+OnPrediction = Callable[[Condition, int, Occupancy, OccupancyTruth], None]
+"""Told of every prediction: under which condition, of which keyframe."""
+
 Job = Callable[[], "_Made"]
 
 
@@ -136,6 +139,7 @@ def measure(
     limit: int | None = None,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    on_prediction: OnPrediction | None = None,
 ) -> tuple[ConditionResult, ...]:
     """Predict every keyframe under every condition and score it.
 
@@ -151,6 +155,7 @@ def measure(
         limit: only this many keyframes, spread evenly.
         threads: that read, spoil and prepare.
         progress: told (done, all) after every prediction.
+        on_prediction: told of every prediction, in another thread, in order.
 
     Raises:
         FileNotFoundError, ValueError: a file cannot be read, or the network refuses the keyframes as they are.
@@ -166,7 +171,7 @@ def measure(
         for made in _ahead(pool, kitchen.jobs(indices), threads + _AHEAD):
             prediction = _predict(model, made, device, precision)
             if prediction is not None:
-                scoring.append(scorer.submit(made.tally.score.add, prediction, made.read.truth))
+                scoring.append(scorer.submit(_score, made, prediction, on_prediction))
             while len(scoring) > _AHEAD:
                 scoring.popleft().result()
             if progress:
@@ -175,6 +180,12 @@ def measure(
         for future in scoring:
             future.result()
     return tuple(tally.result() for tally in tallies)
+
+
+def _score(made: _Made, prediction: Occupancy, on_prediction: OnPrediction | None) -> None:
+    made.tally.score.add(prediction, made.read.truth)
+    if on_prediction:
+        on_prediction(made.tally.condition, made.read.index, prediction, made.read.truth)
 
 
 def _ahead(pool: ThreadPoolExecutor, jobs: Iterator[Job], count: int) -> Iterator[_Made]:

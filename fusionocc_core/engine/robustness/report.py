@@ -106,8 +106,8 @@ def write_report(
         assert view.sensors is not None, "view_of reads them"
         view = replace(view, sensors=moment.condition.apply(view.sensors, around).frame)
         caption = (
-            f"{moment.condition.title}, {view.scene} {view.stamp_ns / 1e9:.2f} s: mIoU {100 * moment.score.miou:.2f} %, "
-            f"with clean sensors {100 * moment.clean.miou:.2f} %"
+            f"{moment.condition.title}, {view.scene} {view.stamp_ns / 1e9:.2f} s: "
+            f"mIoU {100 * moment.score.miou:.2f} %, with clean sensors {100 * moment.clean.miou:.2f} %"
         )
         page.picture(scene_picture(view, title=moment.condition.title), caption, photo=True)
         if number < IN_3D:
