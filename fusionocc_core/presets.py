@@ -42,6 +42,7 @@ from fusionocc_core.models.flashocc_temporal_presets import (
 )
 from fusionocc_core.models.fusionocc import FusionOcc, FusionOccConfig
 from fusionocc_core.models.fusionocc_presets import fusionocc_base, fusionocc_tiny
+from fusionocc_core.models.gaussian_initialiser import GaussianInitialiser, GaussianInitialiserConfig
 from fusionocc_core.models.gaussianformer import GaussianFormer, GaussianFormerConfig
 from fusionocc_core.models.gaussianformer_presets import (
     gaussianformer2_6400,
@@ -102,6 +103,7 @@ NETWORKS: tuple[tuple[type[OccupancyNetwork], type[Any]], ...] = (
     (FlashFusion, FlashFusionConfig),
     (RenderOcc, RenderOccConfig),
     (GaussianFormer, GaussianFormerConfig),
+    (GaussianInitialiser, GaussianInitialiserConfig),
     (GaussianFusion, GaussianFusionConfig),
 )
 """Every network with its config. Our files name them by their class."""

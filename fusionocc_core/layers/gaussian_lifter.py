@@ -123,17 +123,43 @@ class OccupiedRays(nn.Module):
         return out
 
 
-class RayLifter(nn.Module):
+class RayScores(nn.Module):
+    """What each pixel believes about the points of its ray: the part of the lifter that is trained by itself."""
+
+    def __init__(self, config: RayLifterConfig, grid: VoxelGrid, own_channels: Sequence[int]) -> None:
+        super().__init__()
+        self.config, self.grid = config, grid
+        self.initialize_backbone = OccupiedRays(config, own_channels)
+        joined = 4 * config.joined_map.channels
+        self.projection = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(joined, config.num_depths + 1))
+
+    def rays(
+        self,
+        images_BNCHW: Tensor,
+        stages_MChw: Sequence[Tensor],
+        projection_BN44: Tensor,
+        image_size: tuple[int, int],
+    ) -> RayOutputs:
+        """Scores of all rays; ``stages_MChw`` are maps of the network's own backbone, if it has no other."""
+        map_MChw = self.initialize_backbone(images_BNCHW, stages_MChw)
+        logits_MhwE = self.projection(map_MChw.permute(0, 2, 3, 1)).float()
+        return RayOutputs(
+            logits_BNhwE=logits_MhwE.unflatten(0, images_BNCHW.shape[:2]),
+            projection_BN44=projection_BN44,
+            depths=self.config.depth_list(),
+            image_size=image_size,
+            grid=self.grid,
+        )
+
+
+class RayLifter(RayScores):
     """Draws points along rays, spreads them evenly, and adds learned ones."""
 
     def __init__(
         self, config: RayLifterConfig, space: AnchorSpace, grid: VoxelGrid, channels: int, own_channels: Sequence[int]
     ) -> None:
-        super().__init__()
-        self.config, self.space, self.grid = config, space, grid
-        self.initialize_backbone = OccupiedRays(config, own_channels)
-        joined = 4 * config.joined_map.channels
-        self.projection = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(joined, config.num_depths + 1))
+        super().__init__(config, grid, own_channels)
+        self.space = space
         self.random_anchors = nn.Parameter(space.fresh_rows(config.learned, scale=0.5))
         rest = space.fresh_rows(config.drawn, scale=0.5)[:, 3:]
         self.anchor = nn.Parameter(rest, requires_grad=False)
@@ -151,25 +177,13 @@ class RayLifter(nn.Module):
 
     def forward(self, images_BNCHW: Tensor, stages_MChw: Sequence[Tensor], views: Views) -> Lifted:
         """Rows of points along rays, then learned ones."""
-        rays = self.rays(images_BNCHW, stages_MChw, views)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trained):
+            rays = self.rays(images_BNCHW, stages_MChw, views.projection_BN44, views.image_size)
         points_BP3 = self.points(rays, views.present_BN)
         drawn_BGA = torch.cat([self.space.positions(points_BP3), self.anchor.expand(len(points_BP3), -1, -1)], dim=-1)
         state = _repeated(self.random_anchors, self.instance_feature, len(images_BNCHW))
         rows_BGA = torch.cat([drawn_BGA, state.rows_BGA], dim=1)
         return Lifted(state=GaussianState(rows_BGA=rows_BGA, feature_BGC=state.feature_BGC), rays=rays)
-
-    def rays(self, images_BNCHW: Tensor, stages_MChw: Sequence[Tensor], views: Views) -> RayOutputs:
-        """What each pixel believes about the points of its ray."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trained):
-            map_MChw = self.initialize_backbone(images_BNCHW, stages_MChw)
-            logits_MhwE = self.projection(map_MChw.permute(0, 2, 3, 1)).float()
-        return RayOutputs(
-            logits_BNhwE=logits_MhwE.unflatten(0, images_BNCHW.shape[:2]),
-            projection_BN44=views.projection_BN44,
-            depths=self.config.depth_list(),
-            image_size=views.image_size,
-            grid=self.grid,
-        )
 
     @torch.no_grad()
     def points(self, rays: RayOutputs, present_BN: Tensor | None) -> Tensor:

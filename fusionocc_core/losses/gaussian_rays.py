@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusionocc_core.ops.pixel_rays import points_along_rays
+from fusionocc_core.ops.pixel_rays import points_along_rays, voxels_of_points
 
 
 class Grid(Protocol):
@@ -53,10 +53,8 @@ def occupied_points(rays: RayPredictions, labels_BXYZ: Tensor, *, free: int, unk
     """
     grid, cells = rays.grid, (rays.logits_BNhwE.shape[2], rays.logits_BNhwE.shape[3])
     points = points_along_rays(rays.projection_BN44, rays.depths, rays.image_size, cells)
-    shape = torch.tensor(grid.shape, device=points.device)
-    position = (points - points.new_tensor(grid.lower)) / points.new_tensor(grid.voxel_size)
-    inside = ((position >= 0) & (position < shape)).all(dim=-1)
-    x, y, z = torch.minimum(position.clamp(min=0), shape - 1).long().unbind(-1)
+    voxels, inside = voxels_of_points(points, grid.lower, grid.voxel_size, grid.shape)
+    x, y, z = voxels.unbind(-1)
     sample = torch.arange(len(labels_BXYZ), device=labels_BXYZ.device).view(-1, 1, 1, 1, 1)
     label_BNhwD = labels_BXYZ[sample, x, y, z]
     known_BNhwD = (label_BNhwD != unknown) | ~inside

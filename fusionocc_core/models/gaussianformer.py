@@ -66,7 +66,17 @@ class GaussianFormerConfig:
                 f"GaussianFormerConfig: inputs.image_size={self.inputs.image_size} must be multiples of "
                 f"{self.image_backbone.strides[-1]}"
             )
+        if self.inputs.camera_history:
+            raise ValueError(
+                f"GaussianFormerConfig: inputs.camera_history={self.inputs.camera_history}: this network looks at the "
+                "current pictures alone; expected 0"
+            )
         refuse_presence_masks("GaussianFormerConfig", self.inputs)
+
+    @property
+    def num_frames(self) -> int:
+        """Pictures a camera."""
+        return 1 + self.inputs.camera_history
 
     @property
     def feature_stride(self) -> int:

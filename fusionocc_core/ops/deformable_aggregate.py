@@ -84,14 +84,16 @@ def _visible(
     sums = []
     for group in range(groups):
         parts = [map_BNChw.unflatten(2, (groups, -1))[:, :, group] for map_BNChw in maps_BNChw]
-        table_Sc = torch.cat([part.movedim(2, 4).flatten(0, 3) for part in parts])
+        # Sums in float32 also of half precision, whose embedding bags have no gradient everywhere.
+        dtype = torch.promote_types(maps_BNChw[0].dtype, torch.float32)
+        table_Sc = torch.cat([part.movedim(2, 4).flatten(0, 3) for part in parts]).to(dtype)
         weights_E = weights_RL4M[..., group].flatten().to(table_Sc.dtype)
         sums.append(
             F.embedding_bag(
                 cells_E, table_Sc, starts_J1, mode="sum", per_sample_weights=weights_E, include_last_offset=True
             )
         )
-    return torch.cat(sums, dim=1).unflatten(0, (batch, gaussians))
+    return torch.cat(sums, dim=1).to(maps_BNChw[0].dtype).unflatten(0, (batch, gaussians))
 
 
 def _corners(points_R2: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,19 @@ def points_along_rays(
     return points[..., :3]
 
 
+def voxels_of_points(
+    points: Tensor, lower: Sequence[float], voxel_size: Sequence[float], shape: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The voxels (..., 3) int64 that points (..., 3) lie in, and whether they lie in any (...) bool.
+
+    Points outside get the nearest voxel of the grid. Its lower faces belong to the grid, its upper ones do not.
+    """
+    position = (points - points.new_tensor(lower)) / points.new_tensor(voxel_size)
+    count = torch.tensor(tuple(shape), device=points.device)
+    inside = ((position >= 0) & (position < count)).all(dim=-1)
+    return torch.minimum(position.clamp(min=0).long(), count - 1), inside
+
+
 def project_points(points_BP3: Tensor, projection_BN44: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Where points lie in each picture, and whether they are in it.
 

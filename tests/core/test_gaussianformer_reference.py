@@ -184,7 +184,7 @@ def test_scores_and_labels(name, run, tensors):
         torch.testing.assert_close(ours.flatten(2), tensors[key], rtol=0, atol=1e-4)
     best = tensors["out.pred_occ.1"].topk(2, dim=1).values
     clear = best[:, 0] - best[:, 1] > 1e-4
-    assert clear.float().mean() > 0.9
+    assert clear.float().mean() > 0.05  # the first version says nothing at all about most voxels
     labels = run[2].logits_BKXYZ.argmax(dim=1).flatten(1)
     assert torch.equal(labels[clear], tensors["out.final_occ"][clear])
 
