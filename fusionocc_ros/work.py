@@ -160,11 +160,13 @@ class Work:
                 frame_id=self._parameters.base_frame if in_ego else assembled.lidar_frame_id,
                 cameras=tuple(camera.name for camera in frame.cameras),
                 camera_ages=tuple((frame.stamp_ns - camera.stamp_ns) / 1e9 for camera in frame.cameras),
+                missing=assembled.missing,
                 ego_motion=assembled.source.value,
                 camera_history=len(frame.camera_history),
                 lidar_history=len(frame.lidar_history),
                 times=times,
                 sensors=frame,
+                camera_frames=assembled.camera_frames,
                 base_frame=self._parameters.base_frame,
                 fixed_frame=self._parameters.fixed_frame if assembled.source is Source.TF else "",
             )
