@@ -16,6 +16,16 @@ from fusionocc_core.engine.stopping import StopRequest
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unlabelled:
+    """Samples of a batch without labels of voxels, as a teacher sees them (engine/teacher.py)."""
+
+    batch: Any
+    """Pictures as they were taken, fitted to the network; the space around the vehicle augmented like the samples'."""
+    places_U: Tensor
+    """int64: which samples of the batch they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Examples:
     """Samples that go through the network at once."""
 
@@ -25,6 +35,8 @@ class Examples:
     """What its outputs are held against; a dataclass of tensors."""
     tokens: tuple[str, ...]
     """Where each sample comes from."""
+    unlabelled: Unlabelled | None = None
+    """For training with a teacher; None where every sample is labelled."""
 
     def to(self, device: torch.device) -> Examples:
         """The same on another device."""
@@ -35,7 +47,8 @@ class Examples:
         return self._with_tensors(torch.Tensor.pin_memory)
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Examples:
-        return replace(self, batch=change_tensors(self.batch, change), targets=change_tensors(self.targets, change))
+        parts = {name: change_tensors(getattr(self, name), change) for name in ("batch", "targets", "unlabelled")}
+        return replace(self, **parts)
 
 
 class ExampleSource(Protocol):

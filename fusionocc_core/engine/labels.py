@@ -64,15 +64,17 @@ def crop_truth(truth: OccupancyTruth, grid: VoxelGrid) -> OccupancyTruth:
     )
 
 
-def check_labels(frames: NuScenesFrames, *, segmentation: bool) -> None:
-    """Look for every file of labels before anything is trained.
+def check_labels(
+    frames: NuScenesFrames, *, segmentation: bool, voxels: bool = True, indices: Sequence[int] | None = None
+) -> None:
+    """Look for every file of labels before anything is trained, or for those of some keyframes.
 
     Raises:
         FileNotFoundError: some are missing.
     """
-    keyframes = [frames.keyframe(index) for index in range(len(frames))]
-    occupancy = [occ3d_path(frames.root, keyframe.scene, keyframe.token) for keyframe in keyframes]
-    _report_missing(
+    keyframes = [frames.keyframe(index) for index in (range(len(frames)) if indices is None else indices)]
+    occupancy = [occ3d_path(frames.root, keyframe.scene, keyframe.token) for keyframe in keyframes] if voxels else []
+    report_missing(
         "Occ3D labels",
         occupancy,
         "they come with the Occ3D-nuScenes download (gts/); `fusionocc prepare ROOT --check` lists what is missing",
@@ -84,14 +86,19 @@ def check_labels(frames: NuScenesFrames, *, segmentation: bool) -> None:
             for camera in frames.cameras
             if camera in keyframe.records
         ]
-        _report_missing(
+        report_missing(
             "label maps of pictures",
             maps,
             "make them with `fusionocc prepare`, or do without: --set loss.segmentation=0",
         )
 
 
-def _report_missing(what: str, paths: Sequence[Path], hint: str) -> None:
+def report_missing(what: str, paths: Sequence[Path], hint: str) -> None:
+    """Refuse to begin where files are missing: how many, and what to do about it.
+
+    Raises:
+        FileNotFoundError: some are.
+    """
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(

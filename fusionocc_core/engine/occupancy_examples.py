@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from fusionocc_core.data.augmentation import (
 from fusionocc_core.data.images import transform_seg_map
 from fusionocc_core.data.imgseg import imgseg_path
 from fusionocc_core.data.nuscenes import NuScenesFrames
-from fusionocc_core.data.pipeline import collate, prepare
+from fusionocc_core.data.pipeline import collate, key2global, prepare
+from fusionocc_core.data.render_rays import RayConfig
 from fusionocc_core.data.things import things_of
-from fusionocc_core.engine.examples import Examples
+from fusionocc_core.engine.examples import Examples, Unlabelled
 from fusionocc_core.engine.labels import check_labels, read_truth
+from fusionocc_core.engine.ray_examples import KeyframeRays
 from fusionocc_core.engine.sampler import SampleKey, draw_seed
 from fusionocc_core.engine.sensor_dropout import SensorDropout, draw_cameras, drop_sensors, mask_sensors
 from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
@@ -31,6 +33,8 @@ from fusionocc_core.layers.view_transform import measured_depth_bins
 from fusionocc_core.losses import CenterTargets, Targets, collate_targets, draw_centers
 from fusionocc_core.metrics import MASKS, OccupancyTruth
 from fusionocc_core.structures import Batch, InputConfig, SensorFrame
+
+UNLABELLED = ("leave_out", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,8 @@ class DataConfig:
     """An official split, or one in <version>/splits.json."""
     val_split: str = "val"
     val_keyframes: int | None = None
-    """Evaluations during training take only so many of the split's keyframes, spread evenly; None takes all."""
+    """Evaluations during training take only so many of the split's keyframes, spread evenly; None takes all, 0 none
+    at all (where there are no labels to evaluate with)."""
     augmentation: AugmentationConfig | None = field(default_factory=AugmentationConfig)
     """None shows every sample as it is."""
     sensor_dropout: SensorDropout = field(default_factory=SensorDropout)
@@ -51,6 +56,15 @@ class DataConfig:
     unobserved_share: float = 0.0
     """Share of the voxels outside ``label_mask`` that keep their label all the same, drawn anew for each sample. With
     none, what a network says where nobody looks is left to chance, and most of a grid is such a place."""
+    rays: RayConfig = field(default_factory=RayConfig)
+    """Rays for the rendering losses, where LossConfig.rendering wants some."""
+    labelled_share: float = 1.0
+    """Share of the training keyframes whose labels (of voxels, pictures and rays) are used, spread evenly."""
+    unlabelled: str = "leave_out"
+    """What becomes of the others: "leave_out", or "keep": their depth still teaches, and so does a teacher
+    (TrainConfig.teacher)."""
+    labelled_repeats: int = 1
+    """How often a labelled keyframe comes in a pass over the data, so that they are not few among many without."""
     reduce: int = 1
     """Decode pictures at 1, 1/2, 1/4 or 1/8 of their size: quicker where the network's picture is small anyway."""
 
@@ -60,6 +74,27 @@ class DataConfig:
             raise ValueError(f"DataConfig.label_mask={self.label_mask!r}: expected one of {MASKS}")
         if not 0 <= self.unobserved_share <= 1:
             raise ValueError(f"DataConfig.unobserved_share={self.unobserved_share}: expected a share from 0 to 1")
+        if not 0 < self.labelled_share <= 1 or self.labelled_repeats < 1 or self.unlabelled not in UNLABELLED:
+            raise ValueError(
+                f"DataConfig: labelled_share={self.labelled_share} lies above 0 and up to 1, labelled_repeats="
+                f"{self.labelled_repeats} is at least 1, unlabelled={self.unlabelled!r} one of {UNLABELLED}"
+            )
+
+    def is_labelled(self, index: int) -> bool:
+        """Whether the labels of a keyframe are used, counted from the first of the split."""
+        return int((index + 1) * self.labelled_share + 1e-9) > int(index * self.labelled_share + 1e-9)
+
+    def order(self, keyframes: int) -> list[int]:
+        """The keyframes that make up one pass over the data."""
+        if self.labelled_share == 1 and self.labelled_repeats == 1:
+            return list(range(keyframes))
+        labelled = [index for index in range(keyframes) if self.is_labelled(index)]
+        if not labelled:
+            raise ValueError(
+                f"DataConfig.labelled_share={self.labelled_share}: of {keyframes} keyframes none would be labelled"
+            )
+        others = [i for i in range(keyframes) if not self.is_labelled(i)] if self.unlabelled == "keep" else []
+        return labelled * self.labelled_repeats + others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +112,12 @@ class ExampleNeeds:
     """Labels of the pictures are wanted, too."""
     center_classes: tuple[str, ...] = ()
     """Classes of the objects whose centres are wanted, in the order of the heatmaps."""
+    voxels: bool = True
+    """Labels of voxels are wanted; without, none need be there."""
+    rays: bool = False
+    """Rays are wanted, too."""
+    teacher: bool = False
+    """Keyframes without labels are wanted as a teacher sees them, too."""
 
 
 class OccupancyExamples:
@@ -99,30 +140,45 @@ class OccupancyExamples:
 
     def __init__(self, frames: NuScenesFrames, config: DataConfig, needs: ExampleNeeds, *, seed: int) -> None:
         self.frames, self.config, self.needs, self.seed = frames, config, needs, seed
-        check_labels(frames, segmentation=needs.segmentation)
-        if len(frames):
-            read_truth(frames, 0, needs.grid, needs.label_set)
+        self.order = config.order(len(frames))
+        """Keyframes by the sample of a key."""
+        if needs.center_classes and config.labelled_share < 1:
+            raise ValueError(
+                f"DataConfig.labelled_share={config.labelled_share}: losses of centres take what is not labelled for "
+                "empty; set LossConfig.center_heatmap and center_position to 0"
+            )
+        labelled = [index for index in range(len(frames)) if config.is_labelled(index)]
+        check_labels(frames, segmentation=needs.segmentation, voxels=needs.voxels, indices=labelled)
+        if labelled and needs.voxels:
+            read_truth(frames, labelled[0], needs.grid, needs.label_set)
+        self._rays = KeyframeRays(frames, config.rays, needs.label_set, config.is_labelled) if needs.rays else None
 
     def __len__(self) -> int:
-        """How many keyframes."""
-        return len(self.frames)
+        """How many samples one pass over the data has."""
+        return len(self.order)
 
     def examples(self, keys: Sequence[SampleKey]) -> Examples:
         """The samples of these keys, prepared and joined."""
-        frames = [self.frames[key.sample] for key in keys]
+        indices = [self.order[key.sample] for key in keys]
+        frames = [self.frames[index] for index in indices]
         generators = [torch.Generator().manual_seed(draw_seed(self.seed, *key)) for key in keys]
         fewest = min(len(frame.cameras) for frame in frames)
         # Not from a sample's own generator, whose draws do not depend on what it is joined with.
         joint = torch.Generator().manual_seed(draw_seed(self.seed, keys[0].epoch, -1 - keys[0].sample))
         cameras = draw_cameras(self.config.sensor_dropout, fewest, joint)
-        parts = []
-        for key, frame, generator in zip(keys, frames, generators, strict=True):
-            batch, targets = self._one(key.sample, frame, generator)
+        parts, plain, places = [], [], []
+        for place, (index, frame, generator) in enumerate(zip(indices, frames, generators, strict=True)):
+            image_augs, bev_aug = self._augmentation(frame, generator)
+            batch, targets = self._one(index, frame, image_augs, bev_aug, generator)
             parts.append(self._drop(batch, targets, cameras, generator))
+            if self.needs.teacher and not self.config.is_labelled(index):
+                plain.append(prepare(frame, self.needs.inputs, self.needs.grid, bev_aug=bev_aug))
+                places.append(place)
         return Examples(
             batch=collate([batch for batch, _ in parts]),
             targets=collate_targets([targets for _, targets in parts]),
             tokens=tuple(frame.token for frame in frames),
+            unlabelled=Unlabelled(batch=collate(plain), places_U=torch.tensor(places)) if plain else None,
         )
 
     def _drop(self, batch: Batch, targets: Targets, cameras: int, generator: torch.Generator) -> tuple[Batch, Targets]:
@@ -132,27 +188,51 @@ class OccupancyExamples:
             return mask_sensors(batch, targets, dropout, unknown=unknown, generator=generator)
         return drop_sensors(batch, targets, dropout, cameras=cameras, generator=generator)
 
-    def _one(self, index: int, frame: SensorFrame, generator: torch.Generator) -> tuple[Batch, Targets]:
-        needs, config = self.needs, self.config.augmentation
+    def _augmentation(self, frame: SensorFrame, generator: torch.Generator) -> tuple[dict[str, ImageAug], BevAug]:
+        config, size = self.config.augmentation, self.needs.inputs.image_size
         sizes = {camera.name: (camera.image.shape[0], camera.image.shape[1]) for camera in frame.cameras}
-        size = needs.inputs.image_size
         if config is None:
-            image_augs, bev_aug = {name: fit_image(source, size) for name, source in sizes.items()}, BevAug()
-        else:
-            image_augs = {name: draw_image_aug(source, size, config, generator) for name, source in sizes.items()}
-            bev_aug = draw_bev_aug(config, generator)
+            return {name: fit_image(source, size) for name, source in sizes.items()}, BevAug()
+        image_augs = {name: draw_image_aug(source, size, config, generator) for name, source in sizes.items()}
+        return image_augs, draw_bev_aug(config, generator)
+
+    def _one(
+        self,
+        index: int,
+        frame: SensorFrame,
+        image_augs: dict[str, ImageAug],
+        bev_aug: BevAug,
+        generator: torch.Generator,
+    ) -> tuple[Batch, Targets]:
+        needs = self.needs
         batch = prepare(frame, needs.inputs, needs.grid, generator, image_augs=image_augs, bev_aug=bev_aug)
+        bins = measured_depth_bins(batch.depth_BNHW, needs.depth_bins, needs.stride) if needs.depth_bins else None
+        targets = Targets(
+            labels_BXYZ=torch.full((1, *needs.grid.shape), needs.label_set.unknown, dtype=torch.uint8),
+            depth_bins_BNhw=bins,
+            segmentation_BNHW=self._segmentation(index, image_augs) if needs.segmentation else None,
+            centers=self._centers(index, bev_aug) if needs.center_classes else None,
+        )
+        if needs.voxels:
+            targets = self._with_voxels(targets, index, bev_aug, generator)
+        if self._rays:
+            rays = self._rays.rays(index, key2global(frame, needs.inputs), generator)
+            targets = replace(targets, rays=rays.transformed(torch.from_numpy(bev_aug.matrix())))
+        return batch, targets
+
+    def _with_voxels(self, targets: Targets, index: int, bev_aug: BevAug, generator: torch.Generator) -> Targets:
+        """The labels of voxels; of a keyframe without, nothing is known and nothing observed."""
+        needs = self.needs
+        if not self.config.is_labelled(index):
+            nothing = torch.zeros(1, *needs.grid.shape, dtype=torch.bool)
+            return replace(targets, mask_camera_BXYZ=nothing, mask_lidar_BXYZ=nothing)
         truth = read_truth(self.frames, index, needs.grid, needs.label_set)
         labels = bev_aug.move_volume(self._known(truth, generator), truth.grid, outside=truth.label_set.unknown)
-        return batch, Targets(
+        return replace(
+            targets,
             labels_BXYZ=_tensor(labels),
             mask_camera_BXYZ=_mask(truth.mask_camera, truth.grid, bev_aug),
             mask_lidar_BXYZ=_mask(truth.mask_lidar, truth.grid, bev_aug),
-            depth_bins_BNhw=measured_depth_bins(batch.depth_BNHW, needs.depth_bins, needs.stride)
-            if needs.depth_bins
-            else None,
-            segmentation_BNHW=self._segmentation(index, image_augs) if needs.segmentation else None,
-            centers=self._centers(index, bev_aug) if needs.center_classes else None,
         )
 
     def _known(self, truth: OccupancyTruth, generator: torch.Generator) -> NDArray[np.uint8]:
@@ -181,6 +261,8 @@ class OccupancyExamples:
 
     def _segmentation(self, index: int, image_augs: dict[str, ImageAug]) -> torch.Tensor:
         size = self.needs.inputs.image_size
+        if not self.config.is_labelled(index):
+            return torch.full((1, len(image_augs), *size), self.needs.label_set.unknown, dtype=torch.uint8)
         records = self.frames.keyframe(index).records
         maps = [
             transform_seg_map(np.load(imgseg_path(self.frames.root, records[name])), aug, size)

@@ -11,6 +11,8 @@ from fusionocc_core.engine.occupancy_examples import DataConfig, ExampleNeeds
 from fusionocc_core.engine.trainer import TrainConfig
 from fusionocc_core.losses import LossConfig
 from fusionocc_core.models.network import NetworkConfig
+from fusionocc_core.models.renderocc import RenderOccConfig
+from fusionocc_core.ops.volume_render_rays import RenderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,13 @@ class Recipe:
         """Refuse a metric that no evaluation gives."""
         if self.best_metric not in METRICS:
             raise ValueError(f"Recipe.best_metric={self.best_metric!r}: expected one of {METRICS}")
+        if self.loss.rendering:
+            check_rendering(self.loss.rendering.render, self.model)
+        if self.train.teacher and (self.data.labelled_share == 1 or self.data.unlabelled != "keep"):
+            raise ValueError(
+                "Recipe: train.teacher teaches keyframes without labels, but there are none: set data.labelled_share "
+                f"below 1 and data.unlabelled=keep, which are {self.data.labelled_share} and {self.data.unlabelled}"
+            )
 
     @property
     def needs(self) -> ExampleNeeds:
@@ -42,6 +51,30 @@ class Recipe:
             stride=self.model.feature_stride,
             segmentation=self.loss.segmentation > 0,
             center_classes=self.loss.center_classes,
+            voxels=self.loss.needs_voxel_labels,
+            rays=self.loss.rendering is not None,
+            teacher=self.train.teacher is not None,
+        )
+
+
+def check_rendering(render: RenderConfig, model: NetworkConfig) -> None:
+    """Rays must be sent through the space that the network answers on, and its densities mean what they are taken for.
+
+    Raises:
+        ValueError: they are not.
+    """
+    grid = model.grid
+    side, cells = grid.upper[0] - grid.lower[0], grid.shape[0]
+    if abs(2 * render.extent - side) > 1e-3 or render.cells_across != cells:
+        raise ValueError(
+            f"loss.rendering.render is for {2 * render.extent} m in {render.cells_across} voxels, the network answers "
+            f"on {side} m in {cells}: take data.render_rays.rendering_of(grid)"
+        )
+    meant = model.head.density if isinstance(model, RenderOccConfig) else "metric"
+    if render.opacity != meant:
+        raise ValueError(
+            f"loss.rendering.render.opacity={render.opacity!r}, but the network's density is {meant!r}: they must be "
+            "the same (class scores are rendered as 'metric')"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,19 @@ from fusionocc_core.checkpoints import (
 )
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.engine.distributed import World
+from fusionocc_core.engine.ema import Ema
 from fusionocc_core.engine.evaluation import LabelledFrames, evaluate, summary
 from fusionocc_core.engine.occupancy_examples import OccupancyExamples
 from fusionocc_core.engine.recipe import Recipe, check_same_recipe
 from fusionocc_core.engine.recorder import Export, Recorder
 from fusionocc_core.engine.rng import seed_everything
 from fusionocc_core.engine.run_folder import publish
+from fusionocc_core.engine.teacher import Teacher, taught_terms
 from fusionocc_core.engine.trainer import Trainer
 from fusionocc_core.losses import Losses, Targets, compute_losses
+from fusionocc_core.models.lifted_frames import FramesConfig
 from fusionocc_core.models.network import OccupancyNetwork
+from fusionocc_core.models.renderocc import RenderOccConfig
 from fusionocc_core.presets import make_network
 from fusionocc_core.structures import UNTRAINED, InputConfig, Outputs
 
@@ -116,7 +120,9 @@ def start_training(
     inputs, settings = recipe.model.inputs, recipe.train
     frames = open_frames(data, inputs, split=recipe.data.train_split, version=version, reduce=recipe.data.reduce)
     source = OccupancyExamples(frames, recipe.data, recipe.needs, seed=settings.seed)
-    labelled = _held_out(recipe, open_frames(data, inputs, split=recipe.data.val_split, version=version))
+    labelled = None
+    if recipe.data.val_keyframes != 0:
+        labelled = _held_out(recipe, open_frames(data, inputs, split=recipe.data.val_split, version=version))
     model = fresh_network(recipe)
     begun = load_start(model, start or Start())
     seen = f"{frames.version} {recipe.data.train_split}, {len(frames)} keyframes, recipe {name}"
@@ -132,7 +138,8 @@ def start_training(
         tensorboard=tensorboard,
         console=console,
     )
-    recorder.say(f"{recipe.preset}: {seen}; {len(labelled)} keyframes of {recipe.data.val_split} to evaluate; {begun}")
+    held_out = f"{len(labelled)} keyframes of {recipe.data.val_split}" if labelled else "nothing"
+    recorder.say(f"{recipe.preset}: {seen}; {held_out} to evaluate; {begun}")
     return Trainer(
         settings,
         model=model,
@@ -140,7 +147,8 @@ def start_training(
         source=source,
         world=world,
         recorder=recorder,
-        evaluate=_evaluation(recipe, labelled, world, recorder),
+        evaluate=_evaluation(recipe, labelled, world, recorder) if labelled else None,
+        teacher=_teacher(recipe, world),
     )
 
 
@@ -167,6 +175,29 @@ def _evaluation(
 
 def _loss(recipe: Recipe) -> Callable[[Outputs, Targets], Losses]:
     return lambda outputs, targets: compute_losses(outputs, targets, recipe.loss, recipe.model.label_set)
+
+
+def _teacher(recipe: Recipe, world: World) -> Callable[[Ema], Teacher] | None:
+    config = recipe.train.teacher
+    if config is None:
+        return None
+    model = recipe.model
+    if config.measured_depth:
+        if not isinstance(model, FramesConfig):
+            raise ValueError(
+                f"train.teacher.measured_depth=True: a {type(model).__name__} has no depth_source; FlashOcc, RenderOcc "
+                "and UniOcc have, other networks are taught with --set train.teacher.measured_depth=false"
+            )
+        model = replace(model, depth_source="measured")
+    loss = taught_terms(recipe.loss, has_density=isinstance(model, RenderOccConfig))
+    labels = model.label_set
+    return lambda ema: Teacher(
+        config,
+        network=make_network(model).to(world.device),
+        ema=ema,
+        label_set=labels,
+        loss=lambda outputs, targets: compute_losses(outputs, targets, loss, labels),
+    )
 
 
 def _export(card: ModelCard) -> Export:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from fusionocc_core.engine.run_folder import CheckpointConfig
 from fusionocc_core.engine.sampler import BatchConfig, SampleStream, draw_seed
 from fusionocc_core.engine.schedule import ScheduleConfig, rate_factor
 from fusionocc_core.engine.stopping import StopRequest
+from fusionocc_core.engine.teacher import LossTerms, Teacher, TeacherConfig
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig | None = field(default_factory=EmaConfig)
+    teacher: TeacherConfig | None = None
+    """Keyframes without labels are taught by the averaged network; needs ``ema``."""
     precision: str = "fp32"
     """"fp32", "bf16", or "fp16" (with a loss scaler)."""
     sync_batch_norm: bool = True
@@ -71,20 +74,13 @@ class TrainConfig:
         """Refuse values that the loop does not know."""
         if self.precision not in PRECISIONS:
             raise ValueError(f"TrainConfig.precision={self.precision!r}: expected one of {tuple(PRECISIONS)}")
+        if self.teacher and self.ema is None:
+            raise ValueError("TrainConfig.teacher: the teacher is the averaged network, but ema is None")
         if self.epochs <= 0 or min(self.log_every, self.evaluate_every) < 1 or self.workers < 0:
             raise ValueError(
                 f"TrainConfig: epochs={self.epochs} must be positive, log_every={self.log_every} and "
                 f"evaluate_every={self.evaluate_every} at least 1, workers={self.workers} not negative"
             )
-
-
-class LossTerms(Protocol):
-    """What a loss function gives."""
-
-    @property
-    def total(self) -> Tensor: ...  # noqa: D102
-    @property
-    def terms(self) -> Mapping[str, Tensor]: ...  # noqa: D102
 
 
 class Trainer:
@@ -98,6 +94,7 @@ class Trainer:
         world: the processes.
         recorder: logs and files; its methods do nothing where this is not the main process.
         evaluate: network -> named metrics, called in every process with the averaged weights in place.
+        teacher: given the averages, what teaches samples without labels.
     """
 
     def __init__(
@@ -110,6 +107,7 @@ class Trainer:
         world: World,
         recorder: Recorder,
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        teacher: Callable[[Ema], Teacher] | None = None,
     ) -> None:
         self.config, self.loss, self.world, self.recorder, self.evaluate = config, loss, world, recorder, evaluate
         self.source = source
@@ -128,6 +126,7 @@ class Trainer:
         self.optimizer = make_optimizer(config.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.ema = Ema(config.ema, self.model) if config.ema else None
+        self.teacher = teacher(self.ema) if teacher and self.ema else None
         self.step = 0
         """Optimizer steps done."""
         self.skipped = 0
@@ -209,7 +208,12 @@ class Trainer:
         dtype = PRECISIONS[self.config.precision]
         with torch.autocast(self.world.device.type, dtype=dtype, enabled=dtype is not None):
             outputs = self.replica(examples.batch)
-        return self.loss(change_tensors(outputs, _to_float32), examples.targets)
+            labels = self.teacher.labels(examples.unlabelled, self.epoch) if self.teacher else None
+        outputs = change_tensors(outputs, _to_float32)
+        losses = self.loss(outputs, examples.targets)
+        if self.teacher is None:
+            return losses
+        return self.teacher.joined(losses, outputs, examples.unlabelled, labels, self.epoch)
 
     def _update(self, seen: list[SeenLoss]) -> float:
         """Clip, take the step, average. Returns the norm of the gradients before clipping."""
