@@ -43,7 +43,7 @@ def _declare(node: Node, spec: ParameterSpec) -> None:
 
     if node.has_parameter(spec.name):
         return
-    descriptor = ParameterDescriptor(description=spec.full_description)
+    descriptor = ParameterDescriptor(description=spec.full_description, read_only=spec.read_only)
     if spec.low is not None and spec.high is not None:
         if isinstance(spec.default, float):
             descriptor.floating_point_range = [FloatingPointRange(from_value=spec.low, to_value=spec.high)]

@@ -21,6 +21,7 @@ CLOCK_STANDS_AFTER_S = 5.0
 """Simulated time that stands still for so long, in real time and while nothing is worked on, is reported."""
 LATENCIES = 200
 """How many of the last latencies the percentiles are taken from."""
+PERCENTILES = (50, 95, 99)
 
 
 class Statistics:
@@ -127,6 +128,12 @@ class Report:
     clock_problem: str = ""
     """What is wrong with simulated time, if something is."""
     extra: dict[str, int] = field(default_factory=dict)
+    model_hash: str = ""
+    memory_mib: dict[str, float] = field(default_factory=dict)
+    sent: dict[str, int] = field(default_factory=dict)
+    """Messages by topic."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """Results that could not be shown, by topic."""
 
 
 def report_to_message(report: Report) -> DiagnosticArray:
@@ -193,13 +200,18 @@ def _inference(report: Report) -> DiagnosticStatus:
     values: dict[str, object] = {
         "model": report.model,
         "trained on": report.trained_on,
+        "model hash": report.model_hash,
         "device": report.device,
         "rate [Hz]": f"{count / report.period_s:.2f}",
     }
     for name, seconds in (("latency", report.work.total_s), ("network", report.work.network_s)):
-        for percentile in (50, 95):
+        for percentile in PERCENTILES:
             value = f"{1000 * float(np.percentile(seconds, percentile)):.1f}" if seconds else "none yet"
             values[f"{name} p{percentile} [ms]"] = value
+    for name, mebibytes in report.memory_mib.items():
+        values[f"{name} memory [MiB]"] = f"{mebibytes:.0f}"
+    values |= {f"messages on {topic}": sent for topic, sent in report.sent.items()}
+    values |= {f"could not be made: {topic}": failed for topic, failed in report.failed.items()}
     return _status(report, "inference", [], values, DiagnosticStatus.WARN)
 
 

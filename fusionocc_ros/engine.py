@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusionocc_core.structures import Occupancy, SensorFrame
+from fusionocc_ros.assemble import Needs
+from fusionocc_ros.model_hash import artefact_hash, weights_hash
 from fusionocc_ros.parameters import AUTO, TORCH, NodeParameters
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ class Engine:
     model: str = ""
     trained_on: str = ""
     device: str = ""
+    model_hash: str = ""
+    """Of the weights, or of the exported graph."""
 
 
 def load_engine(parameters: NodeParameters) -> Engine:
@@ -52,6 +56,7 @@ def load_engine(parameters: NodeParameters) -> Engine:
     model = _exported(parameters) or load_model(parameters.preset, checkpoint=parameters.checkpoint or None)
     predictor = Predictor(model, device=parameters.device, confidence=parameters.confidence)
     inputs = model.config.inputs
+    digest = artefact_hash(model.artefact) if isinstance(model, ExportedModel) else weights_hash(model.state_dict())
     return Engine(
         predict=predictor,
         num_cameras=inputs.num_cameras,
@@ -62,6 +67,7 @@ def load_engine(parameters: NodeParameters) -> Engine:
         model=model.card.preset,
         trained_on=model.card.trained_on,
         device=model.runtime.name if isinstance(model, ExportedModel) else str(predictor.device),
+        model_hash=digest,
     )
 
 
@@ -84,3 +90,23 @@ def _exported(parameters: NodeParameters) -> ExportedModel | None:
     model = load_exported(parameters.checkpoint, parameters.runtime)
     model.check_rig(len(parameters.camera_names))
     return model
+
+
+def needs_of(engine: Engine, parameters: NodeParameters) -> Needs:
+    """What the network cannot do without.
+
+    Raises:
+        ValueError: there are more cameras than it takes, or none and it needs one.
+    """
+    cameras = len(parameters.camera_names)
+    if cameras > engine.num_cameras:
+        raise ValueError(
+            f"camera_names: {cameras} cameras, but {engine.model} takes at most {engine.num_cameras}; leave some out "
+            "or choose another preset"
+        )
+    if not cameras and engine.needs_camera:
+        raise ValueError(
+            f"camera_names: there is none, and {engine.model} needs one; name it or choose a preset that works on the "
+            "LiDAR alone, such as flashfusion-mini"
+        )
+    return Needs(cameras=int(engine.needs_camera), lidar=engine.needs_lidar and bool(parameters.lidars))

@@ -38,11 +38,14 @@ from fusionocc_ros.diagnostics import (
     silent_sensors,
 )
 from fusionocc_ros.ego_motion import Source
-from fusionocc_ros.engine import Engine, load_engine
+from fusionocc_ros.engine import Engine, load_engine, needs_of
 from fusionocc_ros.inputs import Inputs
+from fusionocc_ros.live import changed
+from fusionocc_ros.operation import Operation, memory_mib
 from fusionocc_ros.parameters import NodeParameters
 from fusionocc_ros.publishers import Outputs
 from fusionocc_ros.rig import load_rig
+from fusionocc_ros.ros_log import RosHandler
 from fusionocc_ros.sync import SensorSet, SyncCounters
 from fusionocc_ros.work import Work
 
@@ -85,6 +88,8 @@ class OccNode(LifecycleNode):
         self.work: Work | None = None
         self._assembler: Assembler | None = None
         self._outputs: Outputs | None = None
+        self._operation: Operation | None = None
+        self._settings: NodeParameters | None = None
         self._engine: Engine | None = None
         self._diagnostics: Any = None
         self._timer: Any = None
@@ -97,7 +102,7 @@ class OccNode(LifecycleNode):
             hint = f"; did you mean {nearest}?" if nearest else ""
             self.get_logger().warning(f"parameter {name} is set but not known{hint}")
 
-        self.add_on_set_parameters_callback(self._refuse_change)
+        self.add_on_set_parameters_callback(self._take_change)
 
     @property
     def autostart(self) -> bool:
@@ -144,6 +149,8 @@ class OccNode(LifecycleNode):
             raise
         self._state, self._active_since = "active", time.monotonic()
         self.get_logger().info("active")
+        if self._operation is not None:
+            self._operation.activate(self.statistics.snapshot().published)
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -187,7 +194,7 @@ class OccNode(LifecycleNode):
         needs = Needs()
         if self._on_set is None:
             self._engine = self._engine_factory(parameters)
-            needs = _needs(self._engine, parameters)
+            needs = needs_of(self._engine, parameters)
         self.inputs = Inputs(
             self,
             parameters,
@@ -199,7 +206,7 @@ class OccNode(LifecycleNode):
         if rig is not None:
             self.inputs.use_rig(rig)
         if self._engine is not None:
-            self._outputs = Outputs(self, parameters)
+            self._outputs = Outputs(self, parameters, self._warn)
             self._assembler = Assembler(
                 parameters,
                 self.inputs.infos,
@@ -218,6 +225,10 @@ class OccNode(LifecycleNode):
                 on_drop=self._warn,
                 on_source=self._say_source,
             )
+            self._operation = Operation(
+                self, parameters, inputs=self.inputs, outputs=self._outputs, forget=self._assembler.forget
+            )
+        self._settings = parameters
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._timer = self.create_timer(
             parameters.diagnostics_period, self._diagnose, clock=Clock(clock_type=ClockType.STEADY_TIME)
@@ -229,15 +240,15 @@ class OccNode(LifecycleNode):
                 f"{len(parameters.camera_names)} cameras"
             )
 
-    def _refuse_change(self, changes: list[Any]) -> SetParametersResult:
-        """Parameters are read at configuration: a later change would be accepted and do nothing."""
-        ours = declared.known_names(self)
-        late = [change.name for change in changes if change.name in ours]
-        if late and self._state not in ("unconfigured", "finalized"):
-            return SetParametersResult(
-                successful=False,
-                reason=f"{', '.join(late)}: read when the node is configured; deactivate and clean up first",
-            )
+    def _take_change(self, changes: list[Any]) -> SetParametersResult:
+        """Parameters that are not live are read at configuration: a later change would be accepted and do nothing."""
+        if self._settings is not None:
+            try:
+                self._settings = changed(self._settings, [(change.name, change.value) for change in changes])
+            except ValueError as error:
+                return SetParametersResult(successful=False, reason=str(error))
+            if self._outputs is not None:
+                self._outputs.configure(self._settings)
         return SetParametersResult(successful=True)
 
     def _take_down(self) -> bool:
@@ -246,6 +257,8 @@ class OccNode(LifecycleNode):
             self.inputs.close()
         if self.work is not None:
             ended = self.work.close(CLOSE_TIMEOUT_S)
+        if self._operation is not None:
+            self._operation.close()
         if self._outputs is not None:
             self._outputs.close()
         if self._timer is not None:
@@ -253,6 +266,7 @@ class OccNode(LifecycleNode):
         if self._diagnostics is not None:
             self.destroy_publisher(self._diagnostics)
         self.inputs = self.work = self._outputs = self._assembler = self._engine = None
+        self._operation = self._settings = None
         self._timer = self._diagnostics = None
         return ended
 
@@ -295,6 +309,10 @@ class OccNode(LifecycleNode):
             model=engine.model,
             trained_on=engine.trained_on,
             device=engine.device,
+            model_hash=engine.model_hash,
+            memory_mib=memory_mib(),
+            sent=dict(self._outputs.sent) if self._outputs else {},
+            failed=dict(self._outputs.failed) if self._outputs else {},
             sync=sync,
             sync_before=sync_before,
             work=work,
@@ -306,6 +324,8 @@ class OccNode(LifecycleNode):
             extra=dict(self._assembler.counters) if self._assembler else {},
         )
         self._diagnostics.publish(report_to_message(report))
+        if self._operation is not None and self._state == "active":
+            self._operation.look(work.published)
 
     def _find_silence(self, now: float, silence_s: dict[str, float]) -> tuple[str, dict[str, str]]:
         """What is wrong with /clock, or else with each sensor that is silent; says so in the log."""
@@ -321,26 +341,6 @@ class OccNode(LifecycleNode):
         if reasons:
             self._warn("silence", "; ".join(f"nothing from {name}: {reason}" for name, reason in reasons.items()))
         return "", reasons
-
-
-def _needs(engine: Engine, parameters: NodeParameters) -> Needs:
-    """What the network cannot do without.
-
-    Raises:
-        ValueError: there are more cameras than it takes, or none and it needs one.
-    """
-    cameras = len(parameters.camera_names)
-    if cameras > engine.num_cameras:
-        raise ValueError(
-            f"camera_names: {cameras} cameras, but {engine.model} takes at most {engine.num_cameras}; leave some out "
-            "or choose another preset"
-        )
-    if not cameras and engine.needs_camera:
-        raise ValueError(
-            f"camera_names: there is none, and {engine.model} needs one; name it or choose a preset that works on the "
-            "LiDAR alone, such as flashfusion-mini"
-        )
-    return Needs(cameras=int(engine.needs_camera), lidar=engine.needs_lidar and bool(parameters.lidars))
 
 
 def _no_network(frame: Any) -> Any:
@@ -389,24 +389,6 @@ def main(args: list[str] | None = None, *, engine_factory: EngineFactory = load_
         sys.stderr.flush()
         os._exit(0)
     return 0
-
-
-class RosHandler(logging.Handler):
-    """Hands what the package's plain modules log to the node's logger."""
-
-    def __init__(self, node: OccNode) -> None:
-        super().__init__(logging.DEBUG)
-        self._node = node
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Log one record."""
-        logger, text = self._node.get_logger(), record.getMessage()
-        if record.levelno >= logging.ERROR:
-            logger.error(text)
-        elif record.levelno >= logging.WARNING:
-            logger.warning(text)
-        else:
-            logger.debug(text)
 
 
 if __name__ == "__main__":

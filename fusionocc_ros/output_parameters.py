@@ -108,7 +108,7 @@ class OutputParameters:
         choices=(STD_MSGS, AUTOWARE),
     )
     snapshot_folder: str = parameter(
-        "", "Folder of the service ~/save_snapshot; empty: it is refused.", name="snapshot.folder"
+        "", "Folder of the service ~/save_snapshot; empty: it is refused.", name="snapshot.folder", read_only=True
     )
     snapshot_most_files: int = parameter(
         100,
@@ -116,6 +116,7 @@ class OutputParameters:
         name="snapshot.most_files",
         low=1,
         high=100_000,
+        read_only=True,
     )
 
     def check_outputs(self) -> None:

@@ -17,6 +17,7 @@ def parameter(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     live: bool = False,
+    read_only: bool = False,
 ) -> Any:
     """A dataclass field that is a ROS parameter.
 
@@ -28,6 +29,8 @@ def parameter(
         high: largest value of a number.
         choices: the words that are allowed.
         live: a change while the node runs takes effect at once; others are read when the node is configured.
+        read_only: nobody on the network may change it; it is set where the node is started, or never.
     """
-    spec = {"description": description, "name": name, "low": low, "high": high, "choices": choices, "live": live}
+    limits = {"low": low, "high": high, "choices": choices}
+    spec = {"description": description, "name": name, **limits, "live": live, "read_only": read_only}
     return field(default=default, metadata=spec)

@@ -327,6 +327,8 @@ class ParameterSpec:
     choices: tuple[str, ...] = ()
     live: bool = False
     """A change takes effect while the node runs."""
+    read_only: bool = False
+    """Set where the node is started, or never."""
 
     @property
     def full_description(self) -> str:
@@ -347,6 +349,7 @@ def table() -> list[ParameterSpec]:
             high=f.metadata["high"],
             choices=f.metadata["choices"],
             live=f.metadata["live"],
+            read_only=f.metadata["read_only"],
         )
         for f in ours
     ]

@@ -53,7 +53,7 @@ def parameter_rows() -> str:
             f"`{spec.name}`",
             f"`{_shown(spec.default)}`" if _shown(spec.default) else "",
             _limits(spec),
-            "yes" if spec.live else "",
+            "yes" if spec.live else "at start" if spec.read_only else "",
             spec.description,
         )
         for spec in [*table(), *camera_table("<NAME>"), *lidar_table("<NAME>")]
