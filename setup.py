@@ -32,7 +32,7 @@ setup(
     maintainer="fusionocc maintainers",
     maintainer_email="maintainers@fusionocc.invalid",
     packages=find_packages(include=["fusionocc_core", "fusionocc_core.*", "fusionocc_ros", "fusionocc_ros.*"]),
-    package_data={"fusionocc_core": ["py.typed", "weights/*"]},
+    package_data={"fusionocc_core": ["py.typed", "weights/*", "viz/*.html", "viz/*.js", "viz/*.css"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (SHARE, ["package.xml"]),
@@ -49,6 +49,8 @@ setup(
         "train": pinned("train"),
         "export": pinned("export"),
         "ros": pinned("ros"),
+        # Later releases want numpy 2, which nuscenes-devkit refuses.
+        "view": ["rerun-sdk>=0.23.1,<0.24", "pyarrow>=20,<21"],
         "spconv": ["spconv-cu118>=2.3.8"],
         "scatter": ["torch-scatter>=2.1.2"],
     },
@@ -56,5 +58,9 @@ setup(
     entry_points={
         "console_scripts": ["fusionocc = fusionocc_core.cli:main", "occ_node = fusionocc_ros.node:main"],
         "fusionocc.commands": ["ros = fusionocc_ros.commands:add_parser"],
+        "fusionocc.view_sources": [
+            "bag = fusionocc_ros.bag_view:OPENER",
+            "live = fusionocc_ros.live_view:OPENER",
+        ],
     },
 )

@@ -152,8 +152,12 @@ def _log_all(source: ViewSource, rec: Any, palette: str | None, console: Console
     from fusionocc_core.viz.rerun_log import RerunLog
 
     log: RerunLog = RerunLog(rec, palette=palette)
-    for frame in _with_bar(source, console):
-        log.add(frame)
+    try:
+        for frame in _with_bar(source, console):
+            log.add(frame)
+    except KeyboardInterrupt:
+        if source.total is not None or not log.count:  # of a live source it is how a recording ends
+            raise
     if not log.count:
         raise ValueError(f"{source.name}: there is no frame to show")
     return log.count

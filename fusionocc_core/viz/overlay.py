@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fusionocc_core.data.nuscenes_tables import Box
 from fusionocc_core.geometry import inverse
 from fusionocc_core.structures import CameraImage, LidarSweep, Occupancy, SensorFrame
-from fusionocc_core.viz.canvas import Picture
+from fusionocc_core.viz.canvas import Picture, blank
 from fusionocc_core.viz.faces import TANGENTS, voxel_faces
 from fusionocc_core.viz.volume import forward_volume, palette
 
@@ -52,6 +52,22 @@ def project_points(
     height, width = camera.image.shape[:2]
     inside = (depths > NEAR) & (uv >= -0.5).all(axis=1) & (uv[:, 0] < width - 0.5) & (uv[:, 1] < height - 0.5)
     return uv, depths, inside
+
+
+def cloud_from_above(lidar: LidarSweep, size: int, *, reach: float = FAR) -> Picture:
+    """Picture (size, size, 3) of a cloud from straight above, forward up, the vehicle in the middle, by distance.
+
+    Args:
+        lidar: the cloud.
+        size: of the picture, pixels.
+        reach: from the vehicle to the picture's edge, metres.
+    """
+    in_ego = lidar.points[:, :3].astype(np.float64) @ lidar.lidar2ego[:3, :3].T + lidar.lidar2ego[:3, 3]
+    cells = np.floor((1 - in_ego[:, :2] / reach) * size / 2).astype(np.int64)
+    inside = ((cells >= 0) & (cells < size)).all(axis=1)
+    picture = blank(size, size)
+    picture[tuple(cells[inside].T)] = distance_colors(np.linalg.norm(in_ego[inside, :2], axis=1))
+    return picture
 
 
 def camera_overlay(

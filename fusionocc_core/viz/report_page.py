@@ -79,7 +79,7 @@ class ReportPage:
         source = f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
         self._parts.append(
             f'<figure><img src="{source}" alt="{escape(caption)}" width="{picture.shape[1]}" '
-            f'height="{picture.shape[0]}" loading="lazy"><figcaption>{escape(caption)}</figcaption></figure>'
+            f'height="{picture.shape[0]}"><figcaption>{escape(caption)}</figcaption></figure>'
         )
 
     def voxels(self, volumes: Mapping[str, Occupancy], caption: str = "") -> None:

@@ -15,7 +15,7 @@ from fusionocc_core.structures import UNTRAINED, Occupancy
 from fusionocc_core.viz.birds_eye import birds_eye
 from fusionocc_core.viz.canvas import FAINT_INK, PAPER, WARNING, Picture, blank, fit, paste, text_size, write
 from fusionocc_core.viz.difference import truth_as_occupancy
-from fusionocc_core.viz.overlay import overlaid
+from fusionocc_core.viz.overlay import cloud_from_above, overlaid
 from fusionocc_core.viz.overview import camera_mosaic, legend
 from fusionocc_core.viz.palettes import recolored
 from fusionocc_core.viz.perspective import perspective
@@ -58,14 +58,18 @@ def scene_picture(frame: ViewFrame, *, title: str = "", palette: str | None = No
     picture = blank(HEIGHT, WIDTH)
     _write_title(picture, frame, title)
     top = TITLE
-    if frame.sensors is not None:
+    if frame.sensors is not None and frame.sensors.cameras:
         drawn = overlaid(frame.sensors, boxes=frame.boxes if boxes else ())
-        if drawn.cameras:
-            paste(picture, (MARGIN, top), fit(camera_mosaic(drawn, width=LEFT), MOSAIC, LEFT))
-            top += MOSAIC + MARGIN
+        height = MOSAIC if panels else HEIGHT - TITLE - MARGIN
+        paste(picture, (MARGIN, top), fit(camera_mosaic(drawn, width=LEFT), height, LEFT))
+        top += height + MARGIN
     solid = [panel for panel in panels if panel.name != "difference"]
     _row_of_views(picture, solid, top)
-    _column_from_above(picture, panels)
+    if panels:
+        _column_from_above(picture, panels)
+    elif frame.sensors is not None and frame.sensors.lidar is not None:
+        side = WIDTH - LEFT - 3 * MARGIN
+        paste(picture, (LEFT + 2 * MARGIN, TITLE), cloud_from_above(frame.sensors.lidar, side))
     return picture
 
 
