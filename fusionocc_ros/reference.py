@@ -13,8 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fusionocc_ros.causes import CAUSES
+from fusionocc_ros.diagnostic_keys import KEYS, STATUSES
+from fusionocc_ros.latency import LATENCIES
+from fusionocc_ros.outputs import OUTPUTS, TYPE_NAMES, Output, image_outputs
 from fusionocc_ros.parameter_fields import Value
 from fusionocc_ros.parameters import OFFICIAL_CAMERAS, ParameterSpec, camera_table, lidar_table, table
+from fusionocc_ros.services import SERVICES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT, CONFIG = ROOT / "docs" / "ros.md", ROOT / "config" / "occ.yaml"
@@ -66,7 +70,58 @@ def cause_rows() -> str:
     return _markdown(("cause", "meaning"), [(f"`{cause}`", text) for cause, text in CAUSES.items()])
 
 
-TABLES: dict[str, Callable[[], str]] = {"parameters": parameter_rows, "causes": cause_rows}
+def type_name(kind: type) -> str:
+    """package/kind/Name of a message or service."""
+    return "/".join([*kind.__module__.split(".")[:2], kind.__name__])
+
+
+def _topic_row(output: Output, topic: str) -> tuple[str, ...]:
+    kind = TYPE_NAMES.get(topic) or type_name(output.load())
+    latched = "transient local, 1" if output.qos.durability.name == "TRANSIENT_LOCAL" else "volatile, 5"
+    where = f"; where {output.package} is installed" if output.package else ""
+    return f"`{topic}`", kind, latched, output.what + where
+
+
+def topic_rows() -> str:
+    """Every topic that results are published on."""
+    rows = [_topic_row(output, output.topic) for output in OUTPUTS]
+    rows += [
+        _topic_row(output, output.topic.replace("camera_name", "<name>")) for output in image_outputs("camera_name")
+    ]
+    rows.append(("`/diagnostics`", "diagnostic_msgs/msg/DiagnosticArray", "volatile, 10", "see [below](#diagnostics)"))
+    return _markdown(("topic", "type", "durability, depth", "what"), rows)
+
+
+def latency_rows() -> str:
+    """Every topic of latencies."""
+    return _markdown(("topic", "milliseconds"), [(f"`{topic}`", what) for topic, what in LATENCIES.items()])
+
+
+def service_rows() -> str:
+    """Every service of our own."""
+    rows = [(f"`{name}`", type_name(kind), what) for name, (kind, what) in SERVICES.items()]
+    return _markdown(("service", "type", "what"), rows)
+
+
+def diagnostic_rows() -> str:
+    """Every value on /diagnostics."""
+    return _markdown(("status", "value", "meaning"), [(status, f"`{key}`", what) for status, key, what in KEYS])
+
+
+def status_rows() -> str:
+    """When each status warns."""
+    return _markdown(("status", "warns when"), [(f"`{name}`", when or "never") for name, when in STATUSES.items()])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "topics": topic_rows,
+    "latencies": latency_rows,
+    "services": service_rows,
+    "parameters": parameter_rows,
+    "statuses": status_rows,
+    "diagnostics": diagnostic_rows,
+    "causes": cause_rows,
+}
 
 
 def fill(text: str) -> str:

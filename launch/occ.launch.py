@@ -27,6 +27,10 @@ ARGUMENTS = {
     "runtime": ("", "What runs an exported network: auto, onnx, openvino, ...; empty: as in the parameter file."),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: as in the parameter file."),
     "namespace": ("", "Namespace of the node and of all topics but /tf, /tf_static and /diagnostics."),
+    "tf": (
+        "global",
+        "global: /tf and /tf_static; own: those of the namespace, as for several vehicles.",
+    ),
     "use_sim_time": (
         "",
         "true: take the time from /clock, as for bags and simulations; empty: as in the parameter file (rviz2: false).",
@@ -37,8 +41,10 @@ ARGUMENTS = {
 }
 OVERRIDES = ("preset", "checkpoint", "runtime", "device")
 """Arguments that are parameters of the same name."""
-OUTPUTS = ("/fusionocc/occupancy", "/fusionocc/markers", "/fusionocc/voxels", "/lidar_top")
+OUTPUTS = ("/fusionocc/markers", "/fusionocc/voxels", "/fusionocc/grid", "/lidar_top")
 """Topics in the rviz configuration that a namespace moves."""
+TRANSFORMS = ("/tf", "/tf_static")
+GLOBAL, OWN = "global", "own"
 DDS_PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 
@@ -57,6 +63,9 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     sim_time = {"use_sim_time": parse_switch("use_sim_time", given)} if given else {}
     namespace = values["namespace"].strip("/")
     moved = [(topic, f"/{namespace}{topic}") for topic in OUTPUTS] if namespace else []
+    if values["tf"] not in (GLOBAL, OWN):
+        raise ValueError(f"tf:={values['tf']}: expected {GLOBAL} or {OWN}")
+    own = [(topic, f"/{namespace}{topic}") for topic in TRANSFORMS] if namespace and values["tf"] == OWN else []
     return [
         Node(
             package="fusionocc_ros",
@@ -66,13 +75,14 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             emulate_tty=True,
             parameters=[values["params_file"], *([{**sim_time, **overrides}] if sim_time or overrides else [])],
             ros_arguments=["--log-level", values["log_level"]],
+            remappings=own,
         ),
         Node(
             package="rviz2",
             executable="rviz2",
             arguments=["-d", values["rviz_config"]],
             parameters=[sim_time] if sim_time else [],
-            remappings=moved,
+            remappings=moved + own,
             condition=IfCondition(values["rviz"]),
         ),
     ]

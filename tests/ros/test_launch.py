@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import runpy
 import sys
@@ -18,16 +19,17 @@ from typing import Any
 import pytest
 import yaml
 
-from fusionocc_ros import reference
+from fusionocc_ros import drawing, reference
 from fusionocc_ros.causes import CAUSES
 from fusionocc_ros.dds import PROFILE_VARIABLES
 from fusionocc_ros.inputs import sensor_qos
+from fusionocc_ros.latency import LATENCIES
+from fusionocc_ros.outputs import MAP_QOS, OUTPUT_QOS, OUTPUTS, image_outputs
 from fusionocc_ros.parameters import OFFICIAL_CAMERAS, NodeParameters, camera_table, table
-from fusionocc_ros.publishers import OUTPUT_QOS
 from fusionocc_ros.rig import load_rig
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCH = {name: ROOT / "launch" / f"{name}.launch.py" for name in ("occ", "replay")}
+LAUNCH = {name: ROOT / "launch" / f"{name}.launch.py" for name in ("occ", "replay", "fleet")}
 
 
 @pytest.fixture(params=LAUNCH)
@@ -123,6 +125,12 @@ def test_arguments_that_are_handed_to_the_node_are_its_parameters() -> None:
     assert ast.literal_eval(constant(tree, "DDS_PROFILE_VARIABLES")) == PROFILE_VARIABLES
 
 
+@pytest.mark.parametrize("name", ["replay", "fleet"])
+def test_arguments_that_are_passed_on_are_those_of_occ(name: str) -> None:
+    assert set(keys(parse(name), "PASSED_ON")) <= set(keys(parse("occ"), "ARGUMENTS"))
+    assert not set(keys(parse(name), "PASSED_ON")) & set(keys(parse(name), "ARGUMENTS"))
+
+
 def test_replay_passes_on_arguments_that_occ_has_and_plays_with_arguments_that_the_player_has() -> None:
     from fusionocc_ros import commands
 
@@ -162,6 +170,7 @@ def test_launch_files_start_their_processes() -> None:
     assert len(expanded(LAUNCH["occ"], {})) == 2
     assert len(expanded(LAUNCH["occ"], {"use_sim_time": "true", "namespace": "car", "preset": "fusionocc-tiny"})) == 2
     assert len(expanded(LAUNCH["replay"], {"bag": "street_bag"})) == 3
+    assert len(expanded(LAUNCH["fleet"], {"vehicles": "one two"})) == 4
     with pytest.raises(ValueError, match="namespace:=car"):
         expanded(LAUNCH["replay"], {"bag": "street_bag", "namespace": "car"})
 
@@ -236,6 +245,33 @@ def test_a_namespace_moves_what_rviz_shows() -> None:
 
 
 @pytest.mark.usefixtures("fake_launch")
+def test_transforms_are_global_unless_a_vehicle_has_its_own() -> None:
+    own = [("/tf", "/car/tf"), ("/tf_static", "/car/tf_static")]
+    assert started("occ", "start", namespace="car", tf="own")[0].kwargs["remappings"] == own
+    assert started("occ", "start", namespace="car", tf="own")[1].kwargs["remappings"][-2:] == own
+    assert started("occ", "start", namespace="car")[0].kwargs["remappings"] == []
+    assert started("occ", "start", tf="own")[0].kwargs["remappings"] == []
+    with pytest.raises(ValueError, match="tf:=mine: expected global or own"):
+        started("occ", "start", tf="mine")
+
+
+@pytest.mark.usefixtures("fake_launch")
+def test_every_vehicle_of_a_fleet_has_a_namespace_and_its_parameters() -> None:
+    file = runpy.run_path(str(LAUNCH["fleet"]))
+    passed_on = {name: default for name, (default, _) in file["PASSED_ON"].items()}
+    included = started("fleet", "start", vehicles="one  two", **{**passed_on, "device": "cpu"}, params_folder="/robots")
+    arguments = [dict(i.kwargs["launch_arguments"]) for i in included]
+    assert [a["namespace"] for a in arguments] == ["one", "two"]
+    assert [a["params_file"] for a in arguments] == ["/robots/one.yaml", "/robots/two.yaml"]
+    assert {(a["device"], a["tf"]) for a in arguments} == {("cpu", "own")}
+    (one,) = started("fleet", "start", vehicles="one", **passed_on)
+    assert dict(one.kwargs["launch_arguments"])["params_file"].endswith("config/occ.yaml")
+    for bad in ("", "one one", "one /two", "1st"):
+        with pytest.raises(ValueError, match="expected names that differ"):
+            started("fleet", "start", vehicles=bad, **passed_on)
+
+
+@pytest.mark.usefixtures("fake_launch")
 def test_a_replay_plays_the_bag_on_its_own_topics() -> None:
     (player,) = started("replay", "play", bag="street_bag", loop="true")
     assert player.kwargs["cmd"][:4] == ["fusionocc", "bag", "play", "street_bag"]
@@ -266,6 +302,7 @@ def displays() -> dict[str, dict[str, Any]]:
 RVIZ_TOPICS = {
     "Voxels": ("rviz_default_plugins/PointCloud2", "/fusionocc/voxels", "Reliable"),
     "Voxels as markers": ("rviz_default_plugins/MarkerArray", "/fusionocc/markers", "Reliable"),
+    "What blocks": ("rviz_default_plugins/Map", "/fusionocc/grid", "Reliable"),
     "LiDAR": ("rviz_default_plugins/PointCloud2", "/lidar_top", "Best Effort"),
 }
 
@@ -280,14 +317,50 @@ def test_rviz_shows_the_topics_of_the_node_with_qos_that_match() -> None:
         assert display["Topic"]["Value"] == topic
         # A subscriber may ask for less than the publisher offers, never for more.
         assert display["Topic"]["Reliability Policy"] == reliability
-        assert display["Topic"]["Durability Policy"] == "Volatile"
+        assert display["Topic"]["Durability Policy"] == ("Transient Local" if name == "What blocks" else "Volatile")
+    assert (MAP_QOS.reliability.name, MAP_QOS.durability.name) == ("RELIABLE", "TRANSIENT_LOCAL")
+    offered = {f"/fusionocc/{output.topic[2:]}": output for output in OUTPUTS}
+    for kind, topic, _ in RVIZ_TOPICS.values():
+        if topic in offered:
+            drawn_by = {"Map": "OccupancyGrid"}.get(kind.rpartition("/")[2], kind.rpartition("/")[2])
+            assert offered[topic].load().__name__ == drawn_by
     assert OUTPUT_QOS.reliability.name == "RELIABLE"
     assert sensor_qos(NodeParameters()).reliability.name == "BEST_EFFORT"
-    assert ast.literal_eval(constant(parse("occ"), "OUTPUTS"))[1:] == tuple(
-        RVIZ_TOPICS[n][1] for n in ("Voxels as markers", "Voxels", "LiDAR")
-    )
+    moved = ast.literal_eval(constant(parse("occ"), "OUTPUTS"))
+    assert sorted(moved) == sorted(topic for _, topic, _ in RVIZ_TOPICS.values())
     assert config["Visualization Manager"]["Global Options"]["Fixed Frame"] == NodeParameters().base_frame
     assert NodeParameters().lidar_topic == "lidar_top"
+
+
+FOXGLOVE_SETTINGS = {
+    "/fusionocc/voxels": {"colorField": "rgb"},
+    "/lidar_top": {"colorField": "intensity"},
+}
+
+
+def test_foxgloves_layout_shows_topics_of_the_node_and_of_the_vehicle() -> None:
+    layout = json.loads((ROOT / "config" / "foxglove.json").read_text())
+    panels = layout["configById"]
+
+    def leaves(node: Any) -> list[str]:
+        return [node] if isinstance(node, str) else leaves(node["first"]) + leaves(node["second"])
+
+    assert sorted(leaves(layout["layout"])) == sorted(panels)
+    three_d = panels["3D!occupancy"]
+    ours = {f"/fusionocc/{output.topic[2:]}" for output in OUTPUTS}
+    assert set(three_d["topics"]) <= ours | {"/lidar_top"}
+    assert three_d["followTf"] == NodeParameters().base_frame
+    for topic, settings in FOXGLOVE_SETTINGS.items():
+        assert settings.items() <= three_d["topics"][topic].items()
+    assert three_d["topics"]["/fusionocc/voxels"]["colorField"] in drawing._VOXEL_OFFSETS
+    latencies = {topic.replace("~", "/fusionocc") + ".data" for topic in LATENCIES}
+    assert {path["value"] for path in panels["Plot!latency"]["paths"]} <= latencies
+    front = camera_table("CAM_FRONT")
+    assert panels["Image!front"]["imageMode"] == {
+        "imageTopic": "/cam_front/image_rect_compressed",
+        "calibrationTopic": f"/{next(spec.default for spec in front if spec.field == 'info_topic')}",
+    }
+    assert panels["DiagnosticSummary!all"]["topicToRender"] == "/diagnostics"
 
 
 def flat(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -348,6 +421,8 @@ def test_the_tables_of_the_docs_are_those_of_the_code() -> None:
         assert f"| `{name}` |" in text
     for cause, meaning in CAUSES.items():
         assert f"| `{cause}` | {meaning} |" in text
+    for output in (*OUTPUTS, *image_outputs("<name>")):
+        assert f"| `{output.topic}` |" in text
     with pytest.raises(ValueError, match=r"has the tables \['causes'\], expected each of"):
         reference.fill("<!-- table: causes -->\n\n<!-- end -->")
 

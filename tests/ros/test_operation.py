@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,16 +25,20 @@ from test_outputs import occupancy
 
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_msgs.srv import SaveSnapshot, SetPalette
+from fusionocc_ros.diagnostic_keys import KEYS, STATUSES
+from fusionocc_ros.diagnostics import Report, WorkCounters, report_to_message
 from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.latency import LATENCIES
 from fusionocc_ros.live import changed
 from fusionocc_ros.model_hash import weights_hash
 from fusionocc_ros.node import OccNode
 from fusionocc_ros.operation import memory_mib
+from fusionocc_ros.outputs import OUTPUTS
 from fusionocc_ros.palettes import PALETTES
 from fusionocc_ros.parameters import NodeParameters, table
 from fusionocc_ros.services import SERVICES
 from fusionocc_ros.snapshots import SnapshotFolder
+from fusionocc_ros.sync import SyncCounters
 from fusionocc_ros.waiting import StartUp, missing_inputs
 
 pytestmark = pytest.mark.ros
@@ -308,6 +314,73 @@ def test_latencies_are_published_under_autowares_names(world: World) -> None:
         values["total_ms"], values["processing_time_ms"], values["inference_ms"], strict=True
     ):
         assert total >= work >= network
+
+
+# ---- what the documents say ------------------------------------------------------------------------------------------
+
+
+def full_report() -> Report:
+    sync = SyncCounters(received=3)
+    sync.messages["CAM"], sync.missing["CAM"], sync.late["CAM"], sync.dropped["overflow"] = 1, 1, 1, 1
+    sync.not_kept["CAM", "duplicate"] = 1
+    return Report(
+        node="n",
+        stamp_ns=5,
+        period_s=1.0,
+        state="active",
+        model="m",
+        trained_on="t",
+        device="cuda:0",
+        sync=sync,
+        sync_before=SyncCounters(),
+        work=WorkCounters(published=2, total_s=(0.1,), network_s=(0.05,)),
+        work_before=WorkCounters(),
+        in_hand=0,
+        silence_s={"CAM": 0.1},
+        extra={"points_not_finite": 1, "keyframes_skipped": 1, "left out CAM: bad_image": 1},
+        model_hash="0123",
+        memory_mib={"resident": 1.0, "CUDA": 1.0},
+        sent={"~/occupancy": 2},
+        failed={"~/grid": 1},
+    )
+
+
+def test_every_value_on_diagnostics_is_documented_and_every_documented_value_is_there() -> None:
+    found = set()
+    message = report_to_message(full_report())
+    assert [s.name for s in message.status] == [f"n: {name}" for name in STATUSES]
+    for status in message.status:
+        for value in status.values:
+            key = re.sub(r" p(95|99) ", " p50 ", value.key)
+            patterns = [k for s, k, _ in KEYS if s == status.name[3:] and re.fullmatch(_pattern(k), key)]
+            assert len(patterns) == 1, (key, patterns)
+            found |= {(status.name[3:], patterns[0])}
+    assert found == {(status, key) for status, key, _ in KEYS}
+
+
+def _pattern(key: str) -> str:
+    return re.sub("<[a-z]+>", "[A-Za-z_~/]+", re.escape(key))
+
+
+def test_the_sros2_policy_allows_what_the_node_does_and_nothing_else(world: World) -> None:
+    vehicle = Vehicle(world.context)
+    world.add(vehicle.node)
+    node = start(world, FakeNetwork())
+    policy = ElementTree.parse(Path(__file__).resolve().parents[2] / "config" / "sros2_policy.xml").getroot()
+    profile = policy.find("./enclaves/enclave[@path='/vehicle/occ_node']//profile[@node='fusionocc']")
+    assert profile is not None
+
+    def allowed(expression: str) -> set[str]:
+        return {str(e.text).replace("~", "/fusionocc") for e in profile.findall(expression)}
+
+    me = ("fusionocc", "/")
+    publishes = {name for name, _ in node.get_publisher_names_and_types_by_node(*me)}
+    subscribes = {name for name, _ in node.get_subscriber_names_and_types_by_node(*me)}
+    serves = {name for name, _ in node.get_service_names_and_types_by_node(*me)}
+    optional = {output.topic.replace("~", "/fusionocc") for output in OUTPUTS if output.package}
+    assert allowed("topics[@publish='ALLOW']/topic") - optional == publishes
+    assert allowed("topics[@subscribe='ALLOW']/topic") - {"/clock"} == subscribes
+    assert allowed("services[@reply='ALLOW']/service") == serves
 
 
 # ---- start-up, memory, hash ------------------------------------------------------------------------------------------
