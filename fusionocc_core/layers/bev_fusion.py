@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fusionocc_core.layers.conv_blocks import BasicBlock2d
 from fusionocc_core.layers.thin_image_net import conv_norm
+from fusionocc_core.ops.column_labels import column_labels
 from fusionocc_core.ops.raster import RASTER_FEATURES, rasterize
 
 
@@ -129,6 +130,10 @@ class BevNet(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
         self.join = conv_norm(out_channels, out_channels)
 
+    def norm_pairs(self) -> list[tuple[tuple[str, ...], str]]:
+        """For layers.folding: what the norm takes; resizing keeps sums."""
+        return [(tuple(f"laterals.{number}" for number in range(len(self.laterals))), "norm")]
+
     def forward(self, x_BCyx: Tensor) -> Tensor:
         """(B, in_channels, y, x) to (B, out_channels, y, x)."""
         maps = []
@@ -180,6 +185,10 @@ class HeightHead(nn.Module):
             prior[free] = math.log(free_prior)
             self.scores.bias.copy_(prior.repeat(size_z))
 
+    def norm_pairs(self) -> list[tuple[tuple[str, ...], str]]:
+        """For layers.folding: what the norm takes."""
+        return [(("reduce",), "norm")]
+
     def forward(self, map_BCyx: Tensor, skip_BCYX: Tensor, margin: int) -> Tensor:
         """Map and LiDAR channels to logits (B, K, X, Y, Z), classes last in memory.
 
@@ -188,13 +197,37 @@ class HeightHead(nn.Module):
             skip_BCYX: at full resolution.
             margin: cells of full resolution to leave out on every side.
         """
+        column_BYXC = torch.cat(self._columns(map_BCyx, skip_BCYX, margin), dim=1).permute(0, 2, 3, 1)
+        scores_BYXS = self.scores(torch.relu(self.hidden(column_BYXC)))
+        return scores_BYXS.unflatten(3, (self.size_z, self.num_classes)).permute(0, 4, 2, 1, 3)
+
+    def labels(
+        self, map_BCyx: Tensor, skip_BCYX: Tensor, margin: int, *, confidence: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The classes of the highest logits of ``forward`` (B, X, Y, Z) uint8, and their probabilities or None.
+
+        The logits never exist all at once. Not differentiable.
+
+        Args:
+            map_BCyx: as in ``forward``, like the next two.
+            skip_BCYX: likewise.
+            margin: likewise.
+            confidence: also give the probabilities, uint8, 0..255.
+        """
+        columns_BCYX = self._columns(map_BCyx, skip_BCYX, margin)
+        b, _, y, x = columns_BCYX[0].shape
+        parts_VC = [part_BCYX.permute(0, 2, 3, 1).flatten(0, 2) for part_BCYX in columns_BCYX]
+        found = column_labels(parts_VC, self.hidden, self.scores, self.num_classes, confidence=confidence)
+        labels, sure = (None if p is None else p.view(-1, b, y, x).permute(1, 3, 2, 0).contiguous() for p in found)
+        assert labels is not None
+        return labels, sure
+
+    def _columns(self, map_BCyx: Tensor, skip_BCYX: Tensor, margin: int) -> list[Tensor]:
+        """What the hidden layer takes, in two parts, channels last in memory."""
         map_BCYX = F.interpolate(self.norm(self.reduce(map_BCyx)), scale_factor=2, mode="bilinear", align_corners=False)
         skip_BCYX = cropped(skip_BCYX, margin)
         joined = torch.cat([cropped(map_BCYX, margin), skip_BCYX], dim=1)
-        mixed = self.mix(joined.contiguous(memory_format=torch.channels_last))
-        column_BYXC = torch.cat([mixed, skip_BCYX], dim=1).permute(0, 2, 3, 1)
-        scores_BYXS = self.scores(torch.relu(self.hidden(column_BYXC)))
-        return scores_BYXS.unflatten(3, (self.size_z, self.num_classes)).permute(0, 4, 2, 1, 3)
+        return [self.mix(joined.contiguous(memory_format=torch.channels_last)), skip_BCYX]
 
 
 def cropped(map_BCYX: Tensor, margin: int) -> Tensor:

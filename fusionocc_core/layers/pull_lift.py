@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fusionocc_core.grids import DepthBins
 from fusionocc_core.layers.view_transform import Cameras, calibration_key, keep_last
-from fusionocc_core.ops.pull_lift import PullPlan, pull_lift
+from fusionocc_core.ops.pull_lift import PullPlan, PullTables, pull_lift, tabulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,33 @@ class BevMap:
         return torch.stack([grid[1], grid[0], grid[2]], dim=-1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LiftGeometry:
+    """What the network must know of the present cameras; depends on calibration alone."""
+
+    tables: PullTables
+    rays_MRhw: Tensor
+    """See ray_channels."""
+    covered_BYX: Tensor
+    """float32: the share of a cell's heights that a present camera sees."""
+
+
 class PullLift(nn.Module):
     """Features of all present cameras at each cell and height of a map. Has no parameters.
 
-    What is seen where depends on the calibration alone. In inference the last plans are kept and used again while
-    nothing has moved; in training, where augmentation changes everything, none is.
+    What is seen where depends on the calibration alone. In inference the last geometries are kept, keyed by the
+    calibration's exact values, and used again while nothing has moved; in training, where augmentation changes
+    everything, none is.
+
+    Args:
+        bev: the map.
+        heights: at which it is lifted, metres.
+        bins: of depth.
+        image_size: (H, W) of the pictures, pixels.
+        stride: pixels a feature cell.
     """
 
-    KEPT_PLANS = 4
+    KEPT = 4
 
     def __init__(
         self,
@@ -58,28 +77,32 @@ class PullLift(nn.Module):
     ) -> None:
         super().__init__()
         self.bev, self.heights, self.bins, self.image_size, self.stride = bev, heights, bins, image_size, stride
-        self._plans: OrderedDict[tuple[object, ...], PullPlan] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], LiftGeometry] = OrderedDict()
+
+    def geometry(self, cameras: Cameras, present_BN: Tensor) -> LiftGeometry:
+        """What the present cameras see, and how their rays lie."""
+        if self.training:
+            return self._make_geometry(cameras, present_BN)
+        key = (*calibration_key(cameras), present_BN.cpu().numpy().tobytes())
+        return keep_last(self._kept, key, lambda: self._make_geometry(cameras, present_BN), self.KEPT)
+
+    def forward(self, feature_MChw: Tensor, depth_MDhw: Tensor, tables: PullTables) -> Tensor:
+        """Features and depth distributions of the present cameras to (B, L * C, Y, X), channels last in memory."""
+        x_size, y_size = self.bev.shape
+        out_RC = pull_lift(feature_MChw, depth_MDhw, tables)
+        return out_RC.view(-1, y_size, x_size, len(self.heights) * out_RC.shape[1]).permute(0, 3, 1, 2)
+
+    def _make_geometry(self, cameras: Cameras, present_BN: Tensor) -> LiftGeometry:
+        plan, (x_size, y_size) = self.plan(cameras, present_BN), self.bev.shape
+        seen_R = torch.bincount(plan.point_Q, minlength=plan.num_points) > 0
+        return LiftGeometry(
+            tables=tabulate(plan, self.bins.num, *(edge // self.stride for edge in self.image_size)),
+            rays_MRhw=ray_channels(cameras, self.image_size, self.stride)[present_BN],
+            covered_BYX=seen_R.float().view(-1, y_size, x_size, len(self.heights)).mean(dim=3),
+        )
 
     def plan(self, cameras: Cameras, present_BN: Tensor) -> PullPlan:
         """Which cells are seen by which of the present cameras, and where."""
-        if self.training:
-            return self._make_plan(cameras, present_BN)
-        key = (*calibration_key(cameras), present_BN.cpu().numpy().tobytes())
-        return keep_last(self._plans, key, lambda: self._make_plan(cameras, present_BN), self.KEPT_PLANS)
-
-    def forward(self, feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan) -> Tensor:
-        """Features and depth distributions of the present cameras to (B, L * C, Y, X), channels last in memory."""
-        x_size, y_size = self.bev.shape
-        out_RC = pull_lift(feature_MChw, depth_MDhw, plan)
-        return out_RC.view(-1, y_size, x_size, len(self.heights) * out_RC.shape[1]).permute(0, 3, 1, 2)
-
-    def covered(self, plan: PullPlan) -> Tensor:
-        """(B, Y, X) float32: the share of a cell's heights that a present camera sees."""
-        x_size, y_size = self.bev.shape
-        seen_R = torch.bincount(plan.point_Q, minlength=plan.num_points) > 0
-        return seen_R.float().view(-1, y_size, x_size, len(self.heights)).mean(dim=3)
-
-    def _make_plan(self, cameras: Cameras, present_BN: Tensor) -> PullPlan:
         ego_YXL3 = self.bev.centers(self.heights, cameras.intrinsics_BN33)
         uvd_BNP3 = project(ego_YXL3.flatten(0, 2), cameras)
         height, width = self.image_size

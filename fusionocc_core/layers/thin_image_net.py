@@ -50,6 +50,15 @@ class ThinImageNetConfig:
 PictureBackboneConfig = ThinImageNetConfig | ResNetConfig | TimmBackboneConfig
 
 
+def pixels_off_middle(backbone: PictureBackboneConfig) -> int:
+    """By how many pixels a feature lies left of, and above, the middle of its cell (rounded up).
+
+    The halvings of ThinImageNet keep the middle. Those of ResNets, and of networks built like them, have kernels of odd
+    size around the first of two pixels: behind all of them a feature stands for the first pixel of its cell.
+    """
+    return 0 if isinstance(backbone, ThinImageNetConfig) else backbone.stride // 2
+
+
 class ThinImageNet(nn.Module):
     """Two feature maps, at ``config.stride`` and twice that.
 
@@ -91,6 +100,11 @@ class PictureNet(nn.Module):
 
     The two maps of the backbone are joined, and each cell is told how its ray lies (see ``ray_channels``), because a
     picture alone does not say how large a pixel is.
+
+    Lift, measured depth and labels take a feature for the middle of its cell. Where the backbone's stand for the first
+    pixel of their cells, it is shown the picture moved by half a cell to the left and up (so that it does not see the
+    outermost half cell there), and the coarser map, whose features then lie on every second one of the finer map and
+    not between two, is enlarged accordingly.
     """
 
     RAY_CHANNELS = 4
@@ -114,16 +128,37 @@ class PictureNet(nn.Module):
         self.lateral_coarse = nn.Conv2d(coarse, neck_channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(neck_channels)
         self.join = conv_norm(neck_channels + self.RAY_CHANNELS, neck_channels)
+        self.moved = pixels_off_middle(backbone)
         self.outputs = (context_channels, num_depths, num_classes)
         self.out = nn.Conv2d(neck_channels, sum(self.outputs), 1)
 
+    def norm_pairs(self) -> list[tuple[tuple[str, ...], str]]:
+        """For layers.folding: what the norm takes."""
+        return [(("lateral_fine", "lateral_coarse"), "norm")]
+
     def forward(self, images_MCHW: Tensor, rays_MRhw: Tensor) -> PictureFeatures:
         """(M, 3, H, W) and (M, RAY_CHANNELS, h, w) to maps at (h, w)."""
+        if self.moved:
+            images_MCHW = F.pad(images_MCHW, (-self.moved, self.moved, -self.moved, self.moved))
         fine, coarse = self.backbone(images_MCHW)
-        coarse = F.interpolate(self.lateral_coarse(coarse), scale_factor=2, mode="bilinear", align_corners=False)
+        coarse = doubled(self.lateral_coarse(coarse), on_cells=self.moved > 0)
         joined = torch.relu(self.norm(self.lateral_fine(fine) + coarse))
         out = self.out(self.join(torch.cat([joined, rays_MRhw.to(joined)], dim=1)))
         return PictureFeatures(*out.split(self.outputs, dim=1))
+
+
+def doubled(map_MChw: Tensor, *, on_cells: bool) -> Tensor:
+    """A map of twice the size, bilinear.
+
+    Args:
+        map_MChw: the map.
+        on_cells: its cell i lies on cell 2 i of the result; else between cells 2 i and 2 i + 1.
+    """
+    if not on_cells:
+        return F.interpolate(map_MChw, scale_factor=2, mode="bilinear", align_corners=False)
+    h, w = map_MChw.shape[2:]
+    padded = F.pad(map_MChw, (0, 1, 0, 1), mode="replicate")
+    return F.interpolate(padded, size=(2 * h + 1, 2 * w + 1), mode="bilinear", align_corners=True)[..., :-1, :-1]
 
 
 def conv_norm(in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:

@@ -27,12 +27,12 @@ from fusionocc_core.layers.bev_fusion import (
 )
 from fusionocc_core.layers.conv_blocks import BasicBlock2d
 from fusionocc_core.layers.presence import only_present, spread, unused
-from fusionocc_core.layers.pull_lift import BevMap, PullLift, ray_channels
+from fusionocc_core.layers.pull_lift import BevMap, LiftGeometry, PullLift
 from fusionocc_core.layers.recurrent_bev import BevMemory, BevState, StreamLimits, StreamPose
 from fusionocc_core.layers.thin_image_net import PictureBackboneConfig, PictureFeatures, PictureNet, zero_last_norms
 from fusionocc_core.layers.view_transform import cameras_at, measured_depth_bins
 from fusionocc_core.models.network import OccupancyNetwork, check_depth_range
-from fusionocc_core.structures import Batch, InputConfig, Outputs, cameras_present, lidar_present
+from fusionocc_core.structures import Batch, InputConfig, LabelOutputs, Outputs, cameras_present, lidar_present
 
 MAP_STRIDE = 2
 """Voxels an edge of a cell of the fused map."""
@@ -239,6 +239,20 @@ class FlashFusion(OccupancyNetwork):
             fused = replace(fused, map_BCyx=fused.map_BCyx + unused(self.memory))
         return self._answer(fused)
 
+    @torch.no_grad()
+    def label(self, batch: Batch, *, confidence: bool) -> LabelOutputs:
+        """As decoding the scores of ``forward``, up to their rounding, but they never exist all at once.
+
+        Args:
+            batch: as for ``forward``.
+            confidence: also give the probability of each label.
+        """
+        fused = self._fuse(batch)
+        labels, sure = self.head.labels(
+            self.bev(fused.map_BCyx), fused.skip_BCYX, self.config.margin, confidence=confidence
+        )
+        return LabelOutputs(labels_BXYZ=labels, confidence_BXYZ=sure, observed_B=fused.observed_B)
+
     def step(self, batch: Batch, state: BevState | None, pose: StreamPose) -> tuple[Outputs, BevState]:
         """As ``forward``, with what is remembered of each sample's stream: (inputs, state) to (outputs, state').
 
@@ -266,9 +280,10 @@ class FlashFusion(OccupancyNetwork):
         self._check(batch)
         camera_BN, lidar_B = cameras_present(batch), lidar_present(batch)
         lidar_BCyx, skip_BCYX = self._lidar(batch, lidar_B)
-        seen = self._see(batch, camera_BN)
-        camera_BCyx, covered_Byx = self._from_above(batch, seen, camera_BN, lidar_B)
-        here = [lidar_B[:, None, None, None].expand_as(lidar_BCyx[:, :1]), covered_Byx[:, None] > 0]
+        geometry = self.lift.geometry(only_present(cameras_at(batch, 0), camera_BN), camera_BN)
+        seen = self._see(batch, camera_BN, geometry.rays_MRhw)
+        camera_BCyx = self._from_above(batch, seen, geometry, camera_BN, lidar_B)
+        here = [lidar_B[:, None, None, None].expand_as(lidar_BCyx[:, :1]), geometry.covered_BYX[:, None] > 0]
         return Fused(
             map_BCyx=self.fusion([lidar_BCyx, camera_BCyx], here),
             here_B1yx=here[0] | here[1],
@@ -298,31 +313,29 @@ class FlashFusion(OccupancyNetwork):
         shape = (len(lidar_B), config.lidar_channels, y // MAP_STRIDE, x // MAP_STRIDE)
         return nothing.expand(shape), nothing.expand(len(lidar_B), config.skip_channels, y, x)
 
-    def _see(self, batch: Batch, camera_BN: Tensor) -> PictureFeatures:
+    def _see(self, batch: Batch, camera_BN: Tensor, rays_MRhw: Tensor) -> PictureFeatures:
         """What the present pictures show, one after the other."""
-        images_BNCHW, cameras = batch.images_BTNCHW[:, 0], cameras_at(batch, 0)
-        rays = ray_channels(only_present(cameras, camera_BN), self.config.inputs.image_size, self.config.feature_stride)
-        if bool(camera_BN.any()):
-            features: PictureFeatures = self.pictures(images_BNCHW[camera_BN], rays[camera_BN])
+        images_BNCHW = batch.images_BTNCHW[:, 0]
+        if len(rays_MRhw):
+            everything = len(rays_MRhw) == camera_BN.numel()
+            images_MCHW = images_BNCHW.flatten(0, 1) if everything else images_BNCHW[camera_BN]
+            features: PictureFeatures = self.pictures(images_MCHW, rays_MRhw)
             return features
         h, w = (edge // self.config.feature_stride for edge in self.config.inputs.image_size)
         nothing = unused(self.pictures).to(images_BNCHW)
         return PictureFeatures(*(nothing.expand(0, channels, h, w) for channels in self.pictures.outputs))
 
     def _from_above(
-        self, batch: Batch, seen: PictureFeatures, camera_BN: Tensor, lidar_B: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The pictures' map (B, C, y, x), and how much of each cell's height a present camera sees (B, y, x)."""
-        cameras = only_present(cameras_at(batch, 0), camera_BN)
-        plan = self.lift.plan(cameras, camera_BN)
-        covered_Byx = self.lift.covered(plan)
+        self, batch: Batch, seen: PictureFeatures, geometry: LiftGeometry, camera_BN: Tensor, lidar_B: Tensor
+    ) -> Tensor:
+        """The pictures' map (B, C, y, x)."""
         depth_MDhw = seen.depth_logits_MDhw.float().softmax(dim=1)
         measured_MDhw, hit_M1hw = self._measured_depth(batch, camera_BN, lidar_B)
         depth_MDhw = torch.where(hit_M1hw, measured_MDhw, depth_MDhw)
-        lifted_BCyx = self.lift(seen.context_MChw, depth_MDhw, plan)
-        joined = torch.cat([lifted_BCyx, covered_Byx[:, None]], dim=1)
+        lifted_BCyx = self.lift(seen.context_MChw, depth_MDhw, geometry.tables)
+        joined = torch.cat([lifted_BCyx, geometry.covered_BYX[:, None]], dim=1)
         camera_BCyx = self.camera_blocks(self.camera_map(joined.contiguous(memory_format=torch.channels_last)))
-        return camera_BCyx if len(depth_MDhw) else camera_BCyx + unused(self.pictures), covered_Byx
+        return camera_BCyx if len(depth_MDhw) else camera_BCyx + unused(self.pictures)
 
     def _measured_depth(self, batch: Batch, camera_BN: Tensor, lidar_B: Tensor) -> tuple[Tensor, Tensor]:
         """One-hot depth of the cells that hold a LiDAR point, and which these are (M, 1, h, w)."""

@@ -34,7 +34,49 @@ class PullPlan:
     num_points: int
 
 
-def pull_lift(feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class PullTables:
+    """A plan for feature maps of one size: where to look, and with which weight. Depends on calibration alone."""
+
+    map_shape: tuple[int, int, int]
+    """Depth bins, rows and columns of the maps."""
+    cell_Q4: Tensor
+    """int64 index into (M * h * w): the cells around a pixel."""
+    near_Q4: Tensor
+    """int64 index into (M * h * w * D): the probability, in each of the cells, of the depth bin before the point."""
+    far_Q4: Tensor
+    """Of the bin behind it."""
+    near_share_Q4: Tensor
+    """float32: bilinear weight of the cell x share of the camera x that of the bin; zero outside the maps."""
+    far_share_Q4: Tensor
+    first_R: Tensor
+    """int64: the first entry of each point in the flat Q4 tables."""
+
+
+def tabulate(plan: PullPlan, depth_bins: int, rows: int, columns: int) -> PullTables:
+    """A plan for maps of ``rows`` x ``columns`` cells and ``depth_bins`` bins."""
+    cell_Q4, share_Q4 = _four_cells(plan, rows, columns)
+    share_Q4 = share_Q4 * plan.weight_Q[:, None]
+    bin_Q1 = plan.depth_bin_Q.floor()[:, None]
+    between_Q1 = plan.depth_bin_Q[:, None] - bin_Q1
+    near_Q1 = bin_Q1.long()
+    index_Q4, inside_Q1 = [], []
+    for number_Q1 in (near_Q1, near_Q1 + 1):
+        index_Q4.append(cell_Q4 * depth_bins + number_Q1.clamp(0, depth_bins - 1))
+        inside_Q1.append((number_Q1 >= 0) & (number_Q1 < depth_bins))
+    seen_R = torch.bincount(plan.point_Q, minlength=plan.num_points)
+    return PullTables(
+        map_shape=(depth_bins, rows, columns),
+        cell_Q4=cell_Q4,
+        near_Q4=index_Q4[0],
+        far_Q4=index_Q4[1],
+        near_share_Q4=share_Q4 * (1 - between_Q1) * inside_Q1[0],
+        far_share_Q4=share_Q4 * between_Q1 * inside_Q1[1],
+        first_R=4 * (seen_R.cumsum(0) - seen_R),
+    )
+
+
+def pull_lift(feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan | PullTables) -> Tensor:
     """What the cameras say about each point.
 
     For a point that one camera sees at depth d: the sum over the four feature cells around its pixel of bilinear weight
@@ -44,7 +86,7 @@ def pull_lift(feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan) -> Tenso
     Args:
         feature_MChw: Features.
         depth_MDhw: Probability of each depth bin.
-        plan: What is seen where.
+        plan: What is seen where; as tables, where it is used more than once.
 
     Returns:
         (R, C) float32; zero where no camera sees the point. Differentiable in features and probabilities.
@@ -58,22 +100,18 @@ def pull_lift(feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan) -> Tenso
             f"pull_lift: features {tuple(feature_MChw.shape)} and depths {tuple(depth_MDhw.shape)} differ in cameras "
             "or cells"
         )
-    if not len(plan.point_Q):
-        return feature_MChw.new_zeros(plan.num_points, channels, dtype=torch.float32)
-    bins = depth_MDhw.shape[1]
-    cell_Q4, share_Q4 = _four_cells(plan, h, w)
-    table = depth_MDhw.permute(0, 2, 3, 1).reshape(-1).float()
-    near_Q = plan.depth_bin_Q.floor()
-    between_Q1 = (plan.depth_bin_Q - near_Q)[:, None]
-    near_Q = near_Q.long()
-    probability_Q4 = _take(table, cell_Q4, near_Q, bins) * (1 - between_Q1)
-    probability_Q4 = probability_Q4 + _take(table, cell_Q4, near_Q + 1, bins) * between_Q1
-    weight_Q4 = share_Q4 * plan.weight_Q[:, None] * probability_Q4
-    seen_R = torch.bincount(plan.point_Q, minlength=plan.num_points)
+    tables = tabulate(plan, depth_MDhw.shape[1], h, w) if isinstance(plan, PullPlan) else plan
+    if tables.map_shape != tuple(depth_MDhw.shape[1:]):
+        raise ValueError(f"pull_lift: tables for {tables.map_shape}, depths are {tuple(depth_MDhw.shape[1:])}")
+    if not len(tables.cell_Q4):
+        return feature_MChw.new_zeros(len(tables.first_R), channels, dtype=torch.float32)
+    probability = depth_MDhw.permute(0, 2, 3, 1).reshape(-1).float()
+    weight_Q4 = probability[tables.near_Q4] * tables.near_share_Q4
+    weight_Q4 = weight_Q4 + probability[tables.far_Q4] * tables.far_share_Q4
     return F.embedding_bag(
-        cell_Q4.flatten(),
+        tables.cell_Q4.flatten(),
         feature_MChw.permute(0, 2, 3, 1).reshape(-1, channels).float(),
-        offsets=4 * (seen_R.cumsum(0) - seen_R),
+        offsets=tables.first_R,
         mode="sum",
         per_sample_weights=weight_Q4.flatten(),
     )
@@ -91,12 +129,6 @@ def _four_cells(plan: PullPlan, h: int, w: int) -> tuple[Tensor, Tensor]:
     inside_Q4 = (u_Q4 >= 0) & (u_Q4 < w) & (v_Q4 >= 0) & (v_Q4 < h)
     cell_Q4 = (plan.camera_Q[:, None] * h + v_Q4.clamp(0, h - 1)) * w + u_Q4.clamp(0, w - 1)
     return cell_Q4, share_Q4 * inside_Q4
-
-
-def _take(table: Tensor, cell_Q4: Tensor, bin_Q: Tensor, bins: int) -> Tensor:
-    """Probability of a depth bin in each cell; zero outside the bins."""
-    inside_Q1 = ((bin_Q >= 0) & (bin_Q < bins))[:, None]
-    return table[cell_Q4 * bins + bin_Q.clamp(0, bins - 1)[:, None]] * inside_Q1
 
 
 def pull_lift_reference(feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan) -> Tensor:

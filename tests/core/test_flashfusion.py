@@ -194,7 +194,7 @@ def test_bright_thing_lands_in_its_cell(aug, place):
             hits += 1
     assert hits
     lift.heights = (float(where[2]),)
-    seen = lift(feature, depth, lift.plan(cameras, torch.ones(1, 4, dtype=torch.bool)))[0, 0]
+    seen = lift(feature, depth, lift.geometry(cameras, torch.ones(1, 4, dtype=torch.bool)).tables)[0, 0]
     assert seen.max() > 0.1
     y, x = (seen * (seen > 0.05)).nonzero().float().T
     weight = seen[seen > 0.05]
@@ -234,14 +234,14 @@ def test_cells_have_their_middles():
 def test_plans_are_kept_while_nothing_moves():
     model, batch = little_network(), little_batch(samples=1)
     model(batch)
-    assert len(model.lift._plans) == 1
+    assert len(model.lift._kept) == 1
     model(replace(batch, images_BTNCHW=-batch.images_BTNCHW))
-    assert len(model.lift._plans) == 1
+    assert len(model.lift._kept) == 1
     model(replace(batch, camera_present_BN=torch.tensor([[YES, YES, YES, NO]])))
     moved = batch.cam2keyego_BTN44.clone()
     moved[..., 0, 3] += 1e-3
     first = model(replace(batch, cam2keyego_BTN44=moved)).logits_BKXYZ
-    assert len(model.lift._plans) == 3
+    assert len(model.lift._kept) == 3
     fresh = little_network()(replace(batch, cam2keyego_BTN44=moved)).logits_BKXYZ
     assert torch.equal(first, fresh)
 
