@@ -73,6 +73,7 @@ class DeformableConv(nn.Module):
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
         self.conv_offset = nn.Conv2d(channels, 3 * TAPS, 3, padding=1)
         nn.init.zeros_(self.conv_offset.weight)  # an ordinary convolution, halved, to begin with
+        assert self.conv_offset.bias is not None
         nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, x_BChw: Tensor) -> Tensor:

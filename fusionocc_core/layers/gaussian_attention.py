@@ -115,14 +115,17 @@ class DeformableAttention(nn.Module):
 
     def forward(self, feature_BGC: Tensor, embedding_BGC: Tensor, rows_BGA: Tensor, views: Views) -> Tensor:
         """(B, G, C), or (B, G, 2C) where joined with the Gaussians' own features."""
-        parts = [
-            tensor.split(self.config.gaussians_at_once, dim=1) for tensor in (feature_BGC, embedding_BGC, rows_BGA)
-        ]
-        recompute = torch.is_grad_enabled() and len(parts[0]) > 1
-        seen = [
-            checkpoint(self.look, *part, views, use_reentrant=False) if recompute else self.look(*part, views)
-            for part in zip(*parts, strict=True)
-        ]
+        at_once = self.config.gaussians_at_once
+        parts = list(
+            zip(feature_BGC.split(at_once, 1), embedding_BGC.split(at_once, 1), rows_BGA.split(at_once, 1), strict=True)
+        )
+        recompute = torch.is_grad_enabled() and len(parts) > 1
+        seen = []
+        for feature, embedding, rows in parts:
+            if recompute:
+                seen.append(checkpoint(self.look, feature, embedding, rows, views, use_reentrant=False))
+            else:
+                seen.append(self.look(feature, embedding, rows, views))
         out_BGC = self.output_proj(torch.cat(seen, dim=1))
         return torch.cat([out_BGC, feature_BGC], dim=-1) if self.config.joined else out_BGC
 

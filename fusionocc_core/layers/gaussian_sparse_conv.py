@@ -6,6 +6,7 @@ hold Gaussians, C channels, O X Y Z I weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,9 @@ from fusionocc_core.ops.rulebook import Rulebook, submanifold_rulebook
 from fusionocc_core.ops.scatter import scatter_mean
 from fusionocc_core.ops.sparse_conv import plan_submanifold_conv3d, submanifold_conv3d
 from fusionocc_core.ops.sparse_volume import SparseVolume, coords_from_keys, voxel_keys
+from fusionocc_core.ops.spconv_backend import SpconvRulebook
+
+Plan = Rulebook | SpconvRulebook
 
 KERNEL = 5
 RULES = ("pool", "spconv")
@@ -85,7 +89,7 @@ def cells_of(means_BG3: Tensor, grid: VoxelGrid) -> Cells:
     )
 
 
-def convolve_pooled(feature_PC: Tensor, cells: Cells, weight_OXYZI: Tensor, plan: object) -> Tensor:
+def convolve_pooled(feature_PC: Tensor, cells: Cells, weight_OXYZI: Tensor, plan: Plan | None) -> Tensor:
     """Each cell has the mean of its Gaussians; every Gaussian gets what its cell gets."""
     pooled_SC = scatter_mean(feature_PC, cells.cell_P, len(cells.coords_S4))
     return submanifold_conv3d(cells.volume(pooled_SC), weight_OXYZI, plan).features_MC[cells.cell_P]
@@ -148,18 +152,22 @@ class GaussianSparseConv(nn.Module):
         """(B, G, C) to the same; ``means`` lie in the grid and get no gradient."""
         cells = cells_of(means_BG3, self.cells)
         feature_PC = feature_BGC.flatten(0, 1)
-        volume = cells.volume(feature_PC[cells.first_S])
-        kernel = (KERNEL,) * 3
-        pooled = self.config.duplicate == "pool"
-        plan = plan_submanifold_conv3d(volume, kernel) if pooled else submanifold_rulebook(volume, kernel)
+        convolve = self._rule(cells.volume(feature_PC[cells.first_S]), cells)
         layers = [self.layer] if isinstance(self.layer, SparseLayer) else list(self.layer.children())
         for layer in layers:
             if isinstance(layer, SparseLayer):
-                weight = layer.weight.to(feature_PC.dtype)
-                convolve = convolve_pooled if pooled else convolve_like_spconv
-                feature_PC = convolve(feature_PC, cells, weight, plan)
+                feature_PC = convolve(feature_PC, layer.weight.to(feature_PC.dtype))
                 feature_PC = feature_PC if layer.bias is None else feature_PC + layer.bias
             else:
                 feature_PC = layer(feature_PC)
         out: Tensor = self.output_proj(feature_PC.view_as(feature_BGC))
         return out
+
+    def _rule(self, volume: SparseVolume, cells: Cells) -> Callable[[Tensor, Tensor], Tensor]:
+        """(features, weight) to features; all layers share the pairs of cells that meet."""
+        kernel = (KERNEL, KERNEL, KERNEL)
+        if self.config.duplicate == "pool":
+            plan = plan_submanifold_conv3d(volume, kernel)
+            return lambda feature_PC, weight: convolve_pooled(feature_PC, cells, weight, plan)
+        rulebook = submanifold_rulebook(volume, kernel)
+        return lambda feature_PC, weight: convolve_like_spconv(feature_PC, cells, weight, rulebook)

@@ -167,6 +167,6 @@ class GaussianFormer(OccupancyNetwork):
                 f"takes 1 frame of at least one picture of {self.config.inputs.image_size}"
             )
 
-    def state_from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See models/gaussianformer_official.py."""
+    def state_from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
+        """See models/gaussianformer_official.py; which block a name belongs to follows from the config."""
         return from_official(state, self.config)

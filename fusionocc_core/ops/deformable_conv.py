@@ -61,14 +61,14 @@ def _sample(input_BCHW: Tensor, offset_BThw2: Tensor, kernel: torch.Size, stride
     batch, taps, height, width = offset_BThw2.shape[:4]
     # Half precision has no digits for places: 1/8 pixel at column 200 of a map.
     dtype = torch.promote_types(input_BCHW.dtype, torch.float32)
-    options = {"device": input_BCHW.device, "dtype": dtype}
-    row_h = torch.arange(height, **options) * stride - padding
-    column_w = torch.arange(width, **options) * stride - padding
-    tap_T2 = torch.cartesian_prod(torch.arange(kernel[0], **options), torch.arange(kernel[1], **options)).view(taps, 2)
+    offset_BThw2 = offset_BThw2.to(dtype)
+    row_h = torch.arange(height).to(offset_BThw2) * stride - padding
+    column_w = torch.arange(width).to(offset_BThw2) * stride - padding
+    tap_T2 = torch.cartesian_prod(torch.arange(kernel[0]), torch.arange(kernel[1])).view(taps, 2).to(offset_BThw2)
     still_hw2 = torch.stack(torch.meshgrid(row_h, column_w, indexing="ij"), dim=-1)
-    place_BThw2 = offset_BThw2.to(dtype) + tap_T2[:, None, None] + still_hw2
+    place_BThw2 = offset_BThw2 + tap_T2[:, None, None] + still_hw2
     # Pixel centres to grid_sample's -1..1, which reach from edge to edge of the picture.
-    grid_BThw2 = ((2 * place_BThw2 + 1) / torch.tensor(input_BCHW.shape[2:], **options) - 1).flip(-1)
+    grid_BThw2 = ((2 * place_BThw2 + 1) / offset_BThw2.new_tensor(input_BCHW.shape[2:]) - 1).flip(-1)
     samples = F.grid_sample(input_BCHW.to(dtype), grid_BThw2.flatten(1, 2), padding_mode="zeros", align_corners=False)
     return samples.to(input_BCHW.dtype).view(batch, -1, taps, height, width)
 

@@ -27,10 +27,9 @@ def points_along_rays(
         cells: (h, w), cells that the picture is cut into.
     """
     (height, width), (h, w) = image_size, cells
-    options = {"device": projection_BN44.device, "dtype": projection_BN44.dtype}
-    u_w = (torch.arange(w, **options) + 0.5) / w * width
-    v_h = (torch.arange(h, **options) + 0.5) / h * height
-    d_D = torch.tensor(depths, **options)
+    u_w = (torch.arange(w).to(projection_BN44) + 0.5) / w * width
+    v_h = (torch.arange(h).to(projection_BN44) + 0.5) / h * height
+    d_D = projection_BN44.new_tensor(tuple(depths))
     v_hwD, u_hwD, d_hwD = torch.meshgrid(v_h, u_w, d_D, indexing="ij")
     image_hwD4 = torch.stack([u_hwD * d_hwD, v_hwD * d_hwD, d_hwD, torch.ones_like(d_hwD)], dim=-1)
     with torch.autocast(projection_BN44.device.type, enabled=False):

@@ -86,9 +86,9 @@ def test_bad_arguments_of_the_deformable_convolution(change, message):
 
 @pytest.mark.parametrize("backend", ["visible", "dense"])
 def test_aggregation_of_the_official_operator(misc, backend):
-    maps = [misc[f"daf.feat{level}"].requires_grad_() for level in range(3)]
-    place = misc["daf.loc"].requires_grad_()  # (B, P, N, 2): every point is a Gaussian with one point
-    weights = misc["daf.weights"].requires_grad_()  # (B, P, N, L, M)
+    maps = [misc[f"daf.feat{level}"].clone().requires_grad_() for level in range(3)]
+    place = misc["daf.loc"].clone().requires_grad_()  # (B, P, N, 2): every point is a Gaussian with one point
+    weights = misc["daf.weights"].clone().requires_grad_()  # (B, P, N, L, M)
     inside = ((place > 0) & (place < 1)).all(dim=-1)
     ours = deformable_aggregate(
         maps,
