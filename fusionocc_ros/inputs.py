@@ -207,24 +207,19 @@ class Inputs:
         )
 
     def _explain_qos(self, topic: str, publishers: list[Any]) -> str:
-        """Why no publisher of a topic matches our subscription; empty where one does."""
+        """Why a publisher of a topic does not match our subscription; empty where all do."""
         us = (self._node.get_name(), self._node.get_namespace())
-        ours = [s for s in self._node.get_subscriptions_info_by_topic(topic) if (s.node_name, s.node_namespace) == us]
-        reasons = []
-        for publisher in publishers:
-            for subscription in ours:
+        ours = self._node.get_subscriptions_info_by_topic(topic)
+        for subscription in (s for s in ours if (s.node_name, s.node_namespace) == us):
+            for publisher in publishers:
                 match, reason = qos_check_compatible(publisher.qos_profile, subscription.qos_profile)
                 if match != QoSCompatibility.ERROR:
-                    return ""
+                    continue
                 best_effort = publisher.qos_profile.reliability == QoSReliabilityPolicy.BEST_EFFORT
-                reliable = subscription.qos_profile.reliability == QoSReliabilityPolicy.RELIABLE
-                both = best_effort and reliable
-                reasons.append(
-                    f"{topic} is published with best effort, which qos.reliability: reliable refuses (or qos_overrides)"
-                    if both
-                    else f"{topic} is published with a quality of service that does not match: {reason}"
-                )
-        return reasons[0] if reasons else ""
+                if best_effort and subscription.qos_profile.reliability == QoSReliabilityPolicy.RELIABLE:
+                    return f"{topic} is published with best effort, which qos.reliability: reliable refuses"
+                return f"{topic} is published with a quality of service that does not match: {reason}"
+        return ""
 
     def _subscribe(self, message: type, topic: str, callback: Callable[[Any], None]) -> Any:
         return self._node.create_subscription(

@@ -156,7 +156,7 @@ class NodeParameters(OutputParameters):
         0.05, "How far a moving transform may be continued beyond its newest stamp.", low=0.0, high=1.0
     )
     transform_gap: float = parameter(
-        1.0, "Stamps of a moving transform further apart are not interpolated between.", low=0.01, high=10.0
+        0.5, "Stamps of a moving transform further apart are not interpolated between.", low=0.01, high=10.0
     )
     keyframe_spacing: float = parameter(
         0.5, "Time between the earlier keyframes that a network with memory is given.", low=0.05, high=10.0
