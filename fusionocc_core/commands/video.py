@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "with truth and prediction also their difference. Needs no display and no GPU.",
     )
     add_source_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the video, .mp4 or .webm")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the video, .mp4")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second (default: 2, as nuScenes' keyframes)")
     parser.add_argument(
         "--threads", type=int, default=min(4, os.cpu_count() or 1), help="that draw (default: cores, at most 4)"

@@ -1,4 +1,4 @@
-"""Pictures to a video that browsers play: VP9 in an .mp4 or .webm, through the encoder that OpenCV's wheel brings.
+"""Pictures to a video that browsers play: VP9 in an .mp4, through the encoder that OpenCV's wheel brings.
 
 VP9 is meant to be free of royalties, and its library (libvpx) is under a BSD licence with a grant of patents. H.264
 would play on a few more old devices, but its free encoder (x264) is under the GPL and its patents are licensed for
@@ -15,15 +15,17 @@ import cv2
 
 from fusionocc_core.viz.canvas import Picture
 
-CODECS = {".mp4": "vp09", ".webm": "VP90"}
-"""Four-letter code by the file's ending."""
+SUFFIX = ".mp4"
+
+CODEC = "vp09"
+"""Four-letter code of VP9 in such files."""
 
 
 class VideoWriter:
     """Writes pictures of one size; the file appears at the end of the ``with``, whole, or not at all.
 
     Args:
-        path: .mp4 or .webm.
+        path: of an .mp4 file.
         fps: pictures a second.
 
     Raises:
@@ -32,8 +34,8 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, *, fps: float) -> None:
-        if path.suffix not in CODECS:
-            raise ValueError(f"{path}: expected a file name that ends in {' or '.join(CODECS)}")
+        if path.suffix != SUFFIX:
+            raise ValueError(f"{path}: expected a file name that ends in {SUFFIX}")
         if not 0 < fps <= 120:
             raise ValueError(f"fps={fps}: expected more than 0, up to 120 pictures a second")
         if not path.resolve().parent.is_dir():
@@ -70,7 +72,7 @@ class VideoWriter:
             if height % 2 or width % 2:
                 raise ValueError(f"picture of {width}x{height}: video wants even sides")
             self._size = (width, height)
-            code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix])
+            code = cv2.VideoWriter.fourcc(*CODEC)
             self._writer = cv2.VideoWriter(str(self._unfinished), cv2.CAP_FFMPEG, code, self.fps, self._size)
             if not self._writer.isOpened():
                 raise OSError(
