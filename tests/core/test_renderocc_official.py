@@ -124,7 +124,9 @@ def test_losses_and_gradients(case):
     losses = compute_losses(outputs, targets, config, OCC3D_LABELS)
     for ours, theirs in LOSSES.items():
         expected = tensors[f"loss/loss_{theirs}"]
-        torch.testing.assert_close(losses.terms[ours], expected, rtol=2e-5, atol=1e-8, msg=lambda m, n=ours: f"{n}: {m}")
+        torch.testing.assert_close(
+            losses.terms[ours], expected, rtol=2e-5, atol=1e-8, msg=lambda m, n=ours: f"{n}: {m}"
+        )
     model.zero_grad()
     losses.total.backward(retain_graph=True)
     named = dict(model.named_parameters())

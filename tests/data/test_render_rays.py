@@ -13,16 +13,20 @@ import torch
 from fusionocc_core.data.render_rays import (
     NUSCENES_POINT_COUNTS,
     PixelDepths,
+    RayCamera,
     RayConfig,
     camera_rays,
     join_rays,
     pixel_rays,
+    points_rays,
+    rendering_of,
     renderocc_rays,
     sample_rays,
     sampling_weights,
 )
 from fusionocc_core.geometry import rotation_from_yaw, transform
-from fusionocc_core.ops.volume_render_rays import Rays
+from fusionocc_core.grids import OCC3D_GRID
+from fusionocc_core.ops.volume_render_rays import Rays, RenderConfig
 from fusionocc_core.structures import CameraImage, LidarSweep
 
 CAM_AXES = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
@@ -184,3 +188,42 @@ def test_rays_and_weights_are_the_recorded_ones(shared):
         weights = sampling_weights(rays.label_R, neighbour, replace(renderocc_rays(), class_counts=counts))
         np.testing.assert_allclose(weights, data[name], rtol=1e-6)
     assert tuple(data["dynamic_class"]) == renderocc_rays().moving
+
+
+def test_a_label_map_of_any_resolution_gives_the_class_of_the_pixel():
+    lidar, frame = cloud(), camera()
+    row, column = np.mgrid[0:9, 0:16]
+    label_map = (row * 16 + column).astype(np.uint8)  # a cell every ten pixels
+    view = RayCamera(
+        name=frame.name, image_size=(90, 160), intrinsics=INTRINSICS, cam2global=frame.ego2global @ frame.cam2ego
+    )
+    nothing = np.full(len(lidar.points), 255)
+    rays = points_rays(lidar, nothing, view, KEY, RayConfig(), label_map=label_map)
+    assert len(rays) > 100
+    keyego2cam = np.linalg.inv(np.linalg.inv(KEY) @ view.cam2global)
+    u, v, z = INTRINSICS @ keyego2cam[:3, :3] @ rays.direction_R3.numpy().astype(float).T
+    u, v = u / z / 10, v / z / 10
+    clear = (np.abs(u - u.round()) > 0.01) & (np.abs(v - v.round()) > 0.01)  # elsewhere rounding decides
+    assert (rays.label_R.numpy() == v.astype(int) * 16 + u.astype(int))[clear].all()
+
+
+def test_rays_without_a_class_are_drawn_from_the_current_frame_alone():
+    current, neighbours = plain_rays([255, 255, 4]), plain_rays([255, 11])
+    weight = sampling_weights(
+        torch.cat([current.label_R, neighbours.label_R]), torch.tensor([0, 0, 0, 1, 1]).bool(), RayConfig(), unknown=255
+    )
+    assert weight[:2].tolist() == [1.0, 1.0]
+    assert weight[3] == 0
+    assert 0 < weight[4] < 1
+    drawn = sample_rays(current, neighbours, RayConfig(), torch.Generator(), unknown=255)
+    assert drawn.label_R.tolist() == [255, 255, 4, 11]
+    with pytest.raises(ValueError, match="expected 0 to 16"):
+        sampling_weights(current.label_R, torch.zeros(3).bool(), RayConfig())
+
+
+def test_how_a_grid_is_rendered():
+    assert rendering_of(OCC3D_GRID) == RenderConfig()
+    half = replace(OCC3D_GRID, lower=(-20.0, -20.0, -1.0), upper=(20.0, 20.0, 5.4))
+    assert rendering_of(half).threshold == pytest.approx(2 * RenderConfig().threshold)
+    with pytest.raises(ValueError, match="square of square columns"):
+        rendering_of(replace(half, upper=(40.0, 20.0, 5.4)))
