@@ -3,8 +3,9 @@
     python training/evaluate.py CHECKPOINT --data ROOT --split val [--out DIR] [--expect 56.6 --tol 0.1]
     torchrun --nproc-per-node N training/evaluate.py CHECKPOINT --data ROOT --split val
 
-Always prints mIoU with the camera mask, with the LiDAR mask and without, geometric IoU, and RayIoU, each with its
-setting, beside those of three baselines that are fitted on the training split: see docs/evaluation.md.
+CHECKPOINT may be an exported network. Always prints mIoU with the camera mask, with the LiDAR mask and without,
+geometric IoU, and RayIoU (and RayPQ of networks that tell objects apart), each with its setting, beside those of three
+baselines that are fitted on the training split: see docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import logging
 import math
 import sys
 from contextlib import nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
+
+from fusionocc_core.commands.evaluated import add_options, check_precision, open_labelled, setting_of
+from fusionocc_core.commands.weights import load_network_or_artefact
 
 if TYPE_CHECKING:
     from fusionocc_core.engine.baseline_scores import BaselineScores
@@ -26,31 +29,22 @@ if TYPE_CHECKING:
     from fusionocc_core.engine.evaluation import LabelledFrames
     from fusionocc_core.engine.score_pictures import ErrorMap
     from fusionocc_core.engine.scores import Setting
-    from fusionocc_core.metrics import OccupancyReport
+    from fusionocc_core.engine.worst_frames import WorstFrames
+    from fusionocc_core.metrics import OccupancyReport, OccupancyTruth
+    from fusionocc_core.predictor import OccupancyModel
+    from fusionocc_core.structures import Occupancy
 
 WIDTH = 120
 """Of the tables where the output is no terminal."""
 
-METRICS = ("miou_camera", "miou_lidar", "miou_none", "iou_camera", "iou_lidar", "iou_none", "ray_iou")
+METRICS = ("miou_camera", "miou_lidar", "miou_none", "iou_camera", "iou_lidar", "iou_none", "ray_iou", "ray_pq")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description="Measure a network on labelled keyframes.", allow_abbrev=False)
-    parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="weights of ours, an official file, or the folder of a run"
-    )
-    parser.add_argument("--preset", help="what an official file belongs to, such as fusionocc-base")
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="ROOT", help="the data set: samples/, v1.0-*/, gts/"
-    )
-    parser.add_argument("--version", help="folder of tables, such as v1.0-trainval; not needed where there is only one")
-    parser.add_argument("--split", default="val", help="official split, or one in splits.json (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json, metrics.csv and pictures there")
+    add_options(parser, written="metrics.json, metrics.csv and pictures")
     parser.add_argument("--no-rays", action="store_true", help="leave out RayIoU, the slowest metric")
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="only N keyframes, spread evenly; the numbers are not final"
-    )
     parser.add_argument(
         "--baselines",
         action=argparse.BooleanOptionalAction,
@@ -65,10 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--expect", type=float, metavar="PERCENT", help="exit with 1 unless the metric is this ...")
     parser.add_argument("--tol", type=float, default=0.1, help="... within this, percent (default: %(default)s)")
     parser.add_argument("--metric", choices=METRICS, default="miou_camera", help="for --expect (default: %(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of random draws at test time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=4, help="processes that read frames (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     return parser
 
@@ -91,38 +82,47 @@ def main(arguments: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """What the options ask for."""
     from fusionocc_core.engine.distributed import joined_world
-    from fusionocc_core.engine.evaluation import LabelledFrames, summary
+    from fusionocc_core.engine.evaluation import summary, things_of_network
+    from fusionocc_core.engine.evaluation_report import write_report
     from fusionocc_core.engine.score_pictures import ErrorMap
-    from fusionocc_core.engine.session import open_frames
-    from fusionocc_core.engine.weights import load_weights
+    from fusionocc_core.engine.worst_frames import WorstFrames
+    from fusionocc_core.viz.report_page import check_report_path
 
+    if args.report:
+        check_report_path(args.report)
     if args.tol < 0 or args.workers < 0:
         raise ValueError(f"--tol {args.tol} and --workers {args.workers} must not be negative")
     if args.baseline_split and not args.baselines:
         raise ValueError("--baseline-split cannot go with --no-baselines")
-    if args.no_rays and args.expect is not None and args.metric == "ray_iou":
-        raise ValueError("--metric ray_iou cannot be expected with --no-rays")
+    if args.no_rays and args.expect is not None and args.metric.startswith("ray"):
+        raise ValueError(f"--metric {args.metric} cannot be expected with --no-rays")
+    precision = check_precision(args)
     with joined_world(args.device) as world:
-        model: Any = load_weights(args.checkpoint, preset=args.preset).to(world.device).eval()
-        frames = open_frames(args.data, model.config.inputs, split=args.split, version=args.version)
-        labelled = LabelledFrames(
-            frames,
-            model.config.inputs,
-            model.config.grid,
-            model.config.label_set,
-            rays=not args.no_rays,
-            seed=args.seed,
-        )
+        model = load_network_or_artefact(args).to(world.device).eval()
+        things = () if args.no_rays else things_of_network(model.config)
+        labelled = open_labelled(args, model, rays=not args.no_rays, things=things)
         errors = ErrorMap(model.config.grid)
-        report = measure(args, model, labelled, world, errors)
+        worst = WorstFrames(labelled, world, limit=args.limit) if args.report else None
+        report = measure(args, model, labelled, world, errors, precision, worst)
+        frames = worst.gathered() if worst else []
         baselines = held_against(args, labelled, world) if args.baselines else None
         if world.is_main:
-            tell(args, report, errors, setting_of(args, model, frames.version, report), baselines)
+            setting = setting_of(args, model, labelled, report.frames)
+            tell(args, report, errors, setting, baselines)
+            if args.report:
+                write_report(args.report, report, setting, labelled, errors=errors, frames=frames, baselines=baselines)
+                Console(soft_wrap=True).print(f"report: {args.report}", highlight=False)
         return judge(args, summary(report), quiet=not world.is_main)
 
 
 def measure(
-    args: argparse.Namespace, model: Any, labelled: LabelledFrames, world: World, errors: ErrorMap
+    args: argparse.Namespace,
+    model: OccupancyModel,
+    labelled: LabelledFrames,
+    world: World,
+    errors: ErrorMap,
+    precision: str,
+    worst: WorstFrames | None = None,
 ) -> OccupancyReport:
     """The evaluation with a progress bar."""
     import torch
@@ -137,6 +137,11 @@ def measure(
 
     from fusionocc_core.engine.evaluation import evaluate
 
+    def on_frame(prediction: Occupancy, truth: OccupancyTruth) -> None:
+        errors.add(prediction, truth)
+        if worst:
+            worst.add(prediction, truth)
+
     columns = (TextColumn("keyframes of this process"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not world.is_main, transient=True) as bar:
@@ -146,9 +151,9 @@ def measure(
             labelled,
             world=world,
             workers=args.workers,
-            precision=args.precision,
+            precision=precision,
             limit=args.limit,
-            on_frame=errors.add,
+            on_frame=on_frame,
             progress=lambda count: bar.update(task, advance=1, total=math.ceil(count / world.size)),
         )
     errors.counts_2XY = world.total(torch.from_numpy(errors.counts_2XY)).numpy()
@@ -176,26 +181,6 @@ def held_against(args: argparse.Namespace, labelled: LabelledFrames, world: Worl
         if world.is_main:
             console.print(f"no baselines: {escape(str(error))}", highlight=False)
         return None
-
-
-def setting_of(args: argparse.Namespace, model: Any, version: str, report: OccupancyReport) -> Setting:
-    """What the numbers were measured with."""
-    from fusionocc_core.engine.scores import Setting
-
-    grid = model.config.grid
-    return Setting(
-        checkpoint=str(args.checkpoint),
-        preset=model.card.preset,
-        trained_on=model.card.trained_on,
-        data=str(args.data),
-        version=version,
-        split=args.split if args.limit is None else f"{args.split} (limited to {args.limit})",
-        frames=report.frames,
-        labels=report.label_set.name,
-        grid=f"{grid.shape} voxels of {grid.voxel_size} m, {grid.frame} frame",
-        precision=args.precision,
-        seed=args.seed,
-    )
 
 
 def tell(

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusionocc_core.commands.weights import add_weights
+
 if TYPE_CHECKING:
     from fusionocc_core.data.nuscenes import NuScenesFrames
     from fusionocc_core.export.artefact import Artefact
@@ -24,10 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "keyframes. OUT then holds the graph, artefact.json and report.json; it can be given wherever weights can: "
         "`fusionocc predict --checkpoint OUT`, the node's checkpoint. See docs/export.md.",
     )
-    parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="weights of ours, an official file, or the folder of a run"
-    )
-    parser.add_argument("--preset", help="what an official file belongs to, such as flashocc-m0")
+    add_weights(parser)
     parser.add_argument("--to", required=True, metavar="TARGET", help=", ".join(TARGETS))
     parser.add_argument("--precision", default="fp32", metavar="P", help="fp32, fp16, bf16 or int8 (default: fp32)")
     parser.add_argument(
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
 
-    from fusionocc_core.engine.weights import load_weights
+    from fusionocc_core.commands.weights import load_network
     from fusionocc_core.export.artefact import check_target
     from fusionocc_core.export.networks import check_exportable
     from fusionocc_core.export.parity import render, write_report
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_arguments(args)
     check_target(args.to, args.precision)
-    network = load_weights(args.checkpoint, preset=args.preset)
+    network = load_network(args)
     check_exportable(network.config)
     torch.set_num_threads(args.threads)
     console = Console()

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.data.pipeline import prepare
+from fusionocc_core.data.things import instance_labels
 from fusionocc_core.engine.distributed import World
 from fusionocc_core.engine.examples import worker_options
 from fusionocc_core.engine.labels import check_labels, read_truth
 from fusionocc_core.engine.sampler import draw_seed, shard
 from fusionocc_core.engine.trainer import PRECISIONS
 from fusionocc_core.grids import LabelSet, VoxelGrid
-from fusionocc_core.metrics import OccupancyReport, OccupancyScore, OccupancyTruth
+from fusionocc_core.metrics import OccupancyReport, OccupancyScore, OccupancyTruth, PanopticScores
+from fusionocc_core.metrics.ray_iou import THRESHOLDS_M
+from fusionocc_core.metrics.ray_pq import PanopticLabels, RayPanoptic, count_segments
 from fusionocc_core.metrics.rays import ray_origins
-from fusionocc_core.predictor import read_labels
-from fusionocc_core.structures import Batch, InputConfig, Occupancy
+from fusionocc_core.models.flashocc import FlashOccConfig
+from fusionocc_core.models.panoptic import decode_instances
+from fusionocc_core.predictor import ModelConfig, read_labels
+from fusionocc_core.structures import Batch, InputConfig, LabelOutputs, Occupancy, Outputs
 
 Item = TypeVar("Item", covariant=True)
 
@@ -41,6 +46,8 @@ class LabelledFrame:
     batch: Batch
     truth: OccupancyTruth
     stamp_ns: int
+    instances: NDArray[np.uint16] | None = None
+    """(X, Y, Z) numbers of the truth's objects, see data.things.instance_labels; None where they are not wanted."""
 
 
 class LabelledFrames(Dataset[LabelledFrame]):
@@ -55,10 +62,11 @@ class LabelledFrames(Dataset[LabelledFrame]):
         label_set: the network's.
         rays: also find where the rays of RayIoU start: the LiDAR's places in all keyframes of the scene in ``frames``.
         seed: of the draws.
+        things: classes whose objects are told apart, for RayPQ; see ``things_of_network``.
 
     Raises:
         FileNotFoundError: labels are missing.
-        ValueError: there is no frame, or the labels do not fit the network.
+        ValueError: there is no frame, the labels do not fit the network, or objects are to be told apart without rays.
     """
 
     def __init__(
@@ -70,13 +78,16 @@ class LabelledFrames(Dataset[LabelledFrame]):
         *,
         rays: bool,
         seed: int,
+        things: tuple[str, ...] = (),
     ) -> None:
         if not len(frames):
             raise ValueError("there is no keyframe to evaluate on")
         check_labels(frames, segmentation=False)
         read_truth(frames, 0, grid, label_set)
         self.frames, self.inputs, self.grid, self.label_set = frames, inputs, grid, label_set
-        self.rays, self.seed = rays, seed
+        self.rays, self.seed, self.things = rays, seed, things
+        if things and not rays:
+            raise ValueError("things: RayPQ follows the rays of RayIoU; evaluate with rays=True, or without things")
 
     def __len__(self) -> int:
         """How many keyframes."""
@@ -84,11 +95,12 @@ class LabelledFrames(Dataset[LabelledFrame]):
 
     def __getitem__(self, index: int) -> LabelledFrame:
         """Read and prepare one."""
-        frame = self.frames[index]
+        frame, truth = self.frames[index], self.truth(index)
         return LabelledFrame(
             batch=prepare(frame, self.inputs, self.grid, self.generator(index)),
-            truth=self.truth(index),
+            truth=truth,
             stamp_ns=frame.stamp_ns,
+            instances=self._instances(index, truth) if self.things else None,
         )
 
     def generator(self, index: int) -> torch.Generator:
@@ -99,6 +111,10 @@ class LabelledFrames(Dataset[LabelledFrame]):
         """The labels of one keyframe, with the rays' origins where they are wanted."""
         truth = read_truth(self.frames, index, self.grid, self.label_set)
         return replace(truth, ray_origins=self._origins(index)) if self.rays else truth
+
+    def _instances(self, index: int, truth: OccupancyTruth) -> NDArray[np.uint16]:
+        boxes = self.frames.boxes(index, frame=self.grid.frame)
+        return instance_labels(truth.labels, boxes, self.grid, self.label_set, self.things)
 
     def _origins(self, index: int) -> np.ndarray:
         frames = self.frames
@@ -114,8 +130,14 @@ class LabelledFrames(Dataset[LabelledFrame]):
         return ray_origins(lidar2global, reference.ego2global, self.grid)
 
 
+def things_of_network(config: ModelConfig) -> tuple[str, ...]:
+    """Classes whose objects a network tells apart; none where it gives classes alone."""
+    centers = config.centers if isinstance(config, FlashOccConfig) else None
+    return centers.classes if centers else ()
+
+
 def evaluate(
-    model: nn.Module,
+    model: Callable[[Batch], Outputs | LabelOutputs],
     labelled: LabelledFrames,
     *,
     world: World,
@@ -131,7 +153,7 @@ def evaluate(
     processes (up to what the network computes differently on other devices).
 
     Args:
-        model: the network, on the world's device, in evaluation mode.
+        model: the network, on the world's device, in evaluation mode; or an exported one.
         labelled: the frames.
         world: the processes; every one must call this.
         workers: processes of each that read and prepare frames.
@@ -142,25 +164,21 @@ def evaluate(
     """
     indices = spread(len(labelled), limit)
     mine = [indices[place] for place in shard(len(indices), world.rank, world.size)]
-    score = OccupancyScore(labelled.grid, labelled.label_set, rays=labelled.rays)
+    tally = _Tally(labelled, on_frame)
     dtype = PRECISIONS[precision]
     with ThreadPoolExecutor(1) as scorer:  # scores while the network computes the next frame
         pending: list[Future[None]] = []
         for one in load_in_workers(labelled, mine, workers):
             with torch.no_grad(), torch.autocast(world.device.type, dtype=dtype, enabled=dtype is not None):
                 outputs = model(one.batch.to(world.device))
-            labels, _ = read_labels(outputs, confidence=False)
-            prediction = Occupancy(
-                labels=labels, grid=labelled.grid, label_set=labelled.label_set, stamp_ns=one.stamp_ns
-            )
-            pending.append(scorer.submit(_score, score, prediction, one.truth, on_frame))
+            pending.append(scorer.submit(tally.add, outputs, one))
             if progress:
                 progress(len(indices))
             while len(pending) > _AHEAD:
                 pending.pop(0).result()
         for future in pending:
             future.result()
-    return total_report(score, world)
+    return tally.report(world)
 
 
 def total_report(score: OccupancyScore, world: World) -> OccupancyReport:
@@ -189,13 +207,52 @@ def summary(report: OccupancyReport) -> dict[str, float]:
         named[f"iou_{scores.mask}"] = scores.geometric_iou
     if report.rays:
         named["ray_iou"] = report.rays.ray_iou
+    if report.panoptic:
+        named["ray_pq"] = report.panoptic.ray_pq
     return named
 
 
-def _score(score: OccupancyScore, prediction: Occupancy, truth: OccupancyTruth, on_frame: OnFrame | None) -> None:
-    score.add(prediction, truth)
-    if on_frame:
-        on_frame(prediction, truth)
+class _Tally:
+    """What the frames of this process have given so far."""
+
+    def __init__(self, labelled: LabelledFrames, on_frame: OnFrame | None) -> None:
+        self.labelled, self.on_frame = labelled, on_frame
+        self.score = OccupancyScore(labelled.grid, labelled.label_set, rays=labelled.rays)
+        self.segments = RayPanoptic.zeros(labelled.label_set)
+
+    def add(self, outputs: Outputs | LabelOutputs, one: LabelledFrame) -> None:
+        """Read the network's answer to a frame and score it."""
+        grid, label_set = self.labelled.grid, self.labelled.label_set
+        labels, _ = read_labels(outputs, confidence=False)
+        centers = outputs.centers if isinstance(outputs, Outputs) else None
+        prediction = Occupancy(
+            labels=labels,
+            instances=None if centers is None else decode_instances(centers, labels, grid),
+            grid=grid,
+            label_set=label_set,
+            stamp_ns=one.stamp_ns,
+        )
+        self.score.add(prediction, one.truth)
+        if one.instances is not None:
+            if prediction.instances is None or one.truth.ray_origins is None:
+                raise ValueError("things: the network tells no objects apart; evaluate it with things=()")
+            true = PanopticLabels(labels=one.truth.labels, instances=one.instances)
+            said = PanopticLabels(labels=labels, instances=prediction.instances)
+            self.segments += count_segments(true, said, one.truth.ray_origins, grid, label_set)
+        if self.on_frame:
+            self.on_frame(prediction, one.truth)
+
+    def report(self, world: World) -> OccupancyReport:
+        """Over the frames of all processes; every one must call this."""
+        report = total_report(self.score, world)
+        if not self.labelled.things:
+            return report
+        sums = {
+            f.name: world.total(torch.from_numpy(getattr(self.segments, f.name))).numpy() for f in fields(RayPanoptic)
+        }
+        quality_TK = RayPanoptic(**sums).quality()
+        scores = PanopticScores(thresholds=THRESHOLDS_M, quality_TK=quality_TK, label_set=self.labelled.label_set)
+        return replace(report, panoptic=scores)
 
 
 def spread(length: int, limit: int | None) -> Sequence[int]:

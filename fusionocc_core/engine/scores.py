@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from fusionocc_core.engine.baseline_scores import BaselineScores
 from fusionocc_core.engine.run_folder import whole_file
-from fusionocc_core.metrics import OccupancyReport, VoxelScores
+from fusionocc_core.metrics import OccupancyReport, PanopticScores, RayScores, VoxelScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ def lines(report: OccupancyReport, setting: Setting) -> Iterator[str]:
 
 
 def class_table(report: OccupancyReport, setting: Setting) -> Table:
-    """IoU of every class under every mask, and along rays."""
+    """IoU of every class under every mask, and along rays; its panoptic quality where objects are told apart."""
     table = Table(title="IoU by class under each mask, %", caption=setting.in_a_line(), box=None)
     table.add_column("class", no_wrap=True)
     for scores in report.voxels:
@@ -72,9 +74,13 @@ def class_table(report: OccupancyReport, setting: Setting) -> Table:
     rays = report.rays
     for threshold in rays.thresholds if rays else ():
         table.add_column(f"rays {threshold:g} m", justify="right")
+    panoptic = report.panoptic
+    for threshold in panoptic.thresholds if panoptic else ():
+        table.add_column(f"RayPQ {threshold:g} m", justify="right")
     for k, name in enumerate(report.label_set.names):
         cells = [scores.iou_K[k] for scores in report.voxels]
-        cells += [rays.iou_TK[t, k] for t in range(len(rays.thresholds))] if rays else []
+        cells += list(rays.iou_TK[:, k]) if rays else []
+        cells += list(panoptic.quality_TK[:, k]) if panoptic else []
         table.add_row(name, *(_cell(value) for value in cells))
     return table
 
@@ -125,13 +131,9 @@ def rows(report: OccupancyReport, predictor: str = "model") -> Iterator[Row]:
     for scores in (*report.voxels, *report.rings):
         yield from _voxel_rows(report, scores, predictor)
     if report.rays:
-        for t, threshold in enumerate(report.rays.thresholds):
-            common: dict[str, Any] = {"mask": "none", "from_m": "", "to_m": "", "threshold_m": f"{threshold:g}"}
-            common["predictor"] = predictor
-            value = report.rays.per_threshold[t]
-            yield Row(metric="RayIoU", class_name="mean", percent=100 * value, **common)
-            for k, name in enumerate(report.label_set.names):
-                yield Row(metric="RayIoU", class_name=name, percent=100 * report.rays.iou_TK[t, k], **common)
+        yield from _ray_rows("RayIoU", report.rays, report.rays.iou_TK, predictor)
+    if report.panoptic:
+        yield from _ray_rows("RayPQ", report.panoptic, report.panoptic.quality_TK, predictor)
 
 
 def write_files(out: Path, report: OccupancyReport, setting: Setting, baselines: BaselineScores | None = None) -> None:
@@ -152,6 +154,17 @@ def write_files(out: Path, report: OccupancyReport, setting: Setting, baselines:
         writer.writerow([*list(values.values())[:-1], percent, *about.values()])
     with whole_file(out / "metrics.csv") as file:
         file.write(text.getvalue().encode())
+
+
+def _ray_rows(
+    metric: str, scores: RayScores | PanopticScores, value_TK: NDArray[np.float64], predictor: str
+) -> Iterator[Row]:
+    for threshold, mean, value_K in zip(scores.thresholds, scores.per_threshold, value_TK, strict=True):
+        common: dict[str, Any] = {"mask": "none", "from_m": "", "to_m": "", "threshold_m": f"{threshold:g}"}
+        common |= {"metric": metric, "predictor": predictor}
+        yield Row(class_name="mean", percent=100 * mean, **common)
+        for name, value in zip(scores.label_set.names, value_K, strict=True):
+            yield Row(class_name=name, percent=100 * float(value), **common)
 
 
 def _voxel_rows(report: OccupancyReport, scores: VoxelScores, predictor: str) -> Iterator[Row]:

@@ -74,6 +74,10 @@ class ExportedModel:
             labels_BXYZ=labels, confidence_BXYZ=confidence[0] if confidence else None, observed_B=observed_B
         )
 
+    def in_words(self) -> str:
+        """What runs it, and what was asked for and is computed in."""
+        return f"{self.artefact.precision} by {self.runtime.name}, computes in {self.runtime.computes_in}"
+
     def check_rig(self, cameras: int) -> None:
         """Check that a rig is that of the artefact.
 

@@ -43,6 +43,8 @@ class Parity:
     keyframes: int
     data: str
     runtime: str
+    computes_in: str
+    """See runtimes.Runtime."""
     labels_equal: float
     """Share of all voxels that have the same label."""
     labels_equal_worst: float
@@ -100,6 +102,7 @@ def compare(
         keyframes=len(keyframes),
         data=data,
         runtime=exported.runtime.name,
+        computes_in=exported.runtime.computes_in,
         labels_equal=float(np.mean(equal)),
         labels_equal_worst=min(equal),
         occupied_equal=float(of_occupied.mean()) if len(of_occupied) else math.nan,
@@ -158,6 +161,7 @@ def render(artefact: Artefact, parity: Parity) -> Table:
     table.add_row("  of voxels not free, %", "", f"{100 * parity.occupied_equal:.3f}")
     for name, before in parity.scores_before.items():
         table.add_row(f"{name}, %", f"{100 * before:.2f}", f"{100 * parity.scores_after[name]:.2f}")
+    table.add_row("computes in", "fp32", parity.computes_in)
     table.add_row("ms a keyframe", f"{parity.ms_before:.0f}", f"{parity.ms_after:.0f}")
     table.add_row("times as fast", "1", f"{parity.speedup:.2f}")
     return table

@@ -7,18 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.data.pipeline import prepare
 from fusionocc_core.engine.evaluation import LabelledFrames, spread
 from fusionocc_core.engine.session import open_frames
 from fusionocc_core.export.artefact import NOTE, Artefact, check_target, is_artefact, write_note
+from fusionocc_core.export.graph import Layout
 from fusionocc_core.export.model import specs_of
 from fusionocc_core.export.networks import check_exportable, layout_for, make_feed, make_graph
 from fusionocc_core.export.parity import Keyframe
-from fusionocc_core.export.writers import write_graph
+from fusionocc_core.export.writers import Traced, write_graph
 from fusionocc_core.models.network import OccupancyNetwork
 from fusionocc_core.structures import Batch
 
@@ -38,48 +36,74 @@ class Wanted:
 
 
 def export_network(network: OccupancyNetwork, batches: Sequence[Batch], folder: Path, wanted: Wanted) -> Artefact:
-    """Write a network as an artefact.
+    """Write a network as an artefact; see ``Exporter``."""
+    exporter = Exporter(network, batches, confidence=wanted.confidence, batches_are=wanted.calibrated_on)
+    return exporter.write(folder, wanted.target, wanted.precision)
+
+
+class Exporter:
+    """Writes artefacts of one network for one rig; what they have in common is made once.
 
     Args:
         network: in inference mode, on the CPU.
         batches: keyframes of the rig, each a batch of one: shapes follow from their calibration, and int8 takes the
             ranges of values from them.
-        folder: is made; an artefact in it is replaced.
-        wanted: what to write.
+        confidence: the graphs also give the probability of each label.
+        batches_are: where the batches come from, in words.
 
     Raises:
-        ValueError: the network cannot be exported, there is no such target or precision, no batch, or the folder holds
-            something else.
-        ModuleNotFoundError: a package of the extra "export" is missing.
+        ValueError: the network cannot be exported.
     """
-    check_exportable(network.config)
-    check_target(wanted.target, wanted.precision)
-    if not batches:
-        what = "int8 needs keyframes to take the ranges of values from" if wanted.precision == "int8" else "no keyframe"
-        raise ValueError(f"{what}, and the shapes of the graph follow from a rig: name a data set with --data")
-    layout = layout_for(network.config, batches, confidence=wanted.confidence, scatter_free=wanted.target == "tensorrt")
-    feed, graph = make_feed(network.config, layout), make_graph(network, layout)
-    samples = [tensors_of_batch(feed(batch)) for batch in (batches if wanted.precision == "int8" else batches[:1])]
-    claim(folder)
-    tools = write_graph(graph, feed, samples, folder, wanted.target, wanted.precision)
-    artefact = Artefact(
-        folder=folder,
-        target=wanted.target,
-        precision=wanted.precision,
-        config=network.config,
-        card=network.card,
-        layout=layout,
-        inputs=specs_of(feed, samples[0]),
-        calibrated_on=wanted.calibrated_on if wanted.precision == "int8" else "",
-        tools=tools,
-    )
-    write_note(artefact)
-    return artefact
 
+    def __init__(
+        self, network: OccupancyNetwork, batches: Sequence[Batch], *, confidence: bool = False, batches_are: str = ""
+    ) -> None:
+        check_exportable(network.config)
+        self.network, self.batches = network, batches
+        self.confidence, self.batches_are = confidence, batches_are
+        self._traced: dict[Layout, Traced] = {}
 
-def tensors_of_batch(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """In plain memory of their own: tables are kept, and made in inference mode."""
-    return tuple(tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors)
+    def write(self, folder: Path, target: str, precision: str = "fp32") -> Artefact:
+        """Write an artefact.
+
+        Args:
+            folder: is made; an artefact in it is replaced.
+            target: see artefact.GRAPHS.
+            precision: see artefact.PRECISIONS.
+
+        Raises:
+            ValueError: there is no such target or precision, no batch, or the folder holds something else.
+            ModuleNotFoundError: a package of the extra "export" is missing.
+        """
+        check_target(target, precision)
+        int8 = precision == "int8"
+        if not self.batches:
+            what = "int8 needs keyframes to take the ranges of values from" if int8 else "no keyframe"
+            raise ValueError(f"{what}, and the shapes of the graph follow from a rig: name a data set with --data")
+        traced = self._traced_for(target)
+        claim(folder)
+        tools = write_graph(traced, folder, target, precision)
+        artefact = Artefact(
+            folder=folder,
+            target=target,
+            precision=precision,
+            config=self.network.config,
+            card=self.network.card,
+            layout=traced.graph.layout,
+            inputs=specs_of(traced.feed, traced.sample),
+            calibrated_on=self.batches_are if int8 else "",
+            tools=tools,
+        )
+        write_note(artefact)
+        return artefact
+
+    def _traced_for(self, target: str) -> Traced:
+        config = self.network.config
+        layout = layout_for(config, self.batches, confidence=self.confidence, scatter_free=target == "tensorrt")
+        if layout not in self._traced:
+            graph, feed = make_graph(self.network, layout), make_feed(config, layout)
+            self._traced[layout] = Traced(graph, feed, self.batches)
+        return self._traced[layout]
 
 
 def claim(folder: Path) -> None:

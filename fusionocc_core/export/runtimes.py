@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionocc_core.export.artefact import Artefact
+
+_logger = logging.getLogger(__name__)
 
 RUNTIMES_OF = {
     "onnx": ("onnx", "openvino"),
@@ -33,6 +37,9 @@ class Runtime(Protocol):
 
     name: str
     """For tables: program, version, device."""
+    computes_in: str
+    """What it really computes in, which is for the processor to decide: how many convolutions and matrix products in
+    which precision; of runtimes that do not tell, the artefact's."""
 
     def __call__(self, tensors: Sequence[Tensor]) -> Sequence[NDArray[np.uint8]]:
         """Inputs in the graph's order to its outputs."""
@@ -52,10 +59,13 @@ def open_runtime(artefact: Artefact, runtime: str = "auto", *, threads: int | No
     """
     possible = RUNTIMES_OF[artefact.target]
     chosen = possible[0] if runtime == "auto" else runtime
+    if chosen not in RUNTIMES:
+        raise ValueError(f"runtime {runtime}: expected one of {', '.join(RUNTIMES)}")
     if chosen not in possible:
+        hint = "load the weights that it was made from" if chosen == "torch" else f"export with --to {chosen}"
         raise ValueError(
             f"runtime {runtime}: {artefact.folder} was exported to {artefact.target} and can be run by "
-            f"{' or '.join(possible)}; for {runtime} export with --to {runtime}"
+            f"{' or '.join(possible)}; for {runtime} {hint}"
         )
     require(chosen)
     make: dict[str, Callable[[Artefact, int], Runtime]] = {
@@ -96,6 +106,7 @@ class OnnxRuntime:
         self._names = [spec.name for spec in artefact.inputs]
         first = self._session.get_providers()[0].removesuffix("ExecutionProvider")
         self.name = f"ONNX Runtime {ort.__version__} {first}"
+        self.computes_in = "int8 and fp32" if artefact.precision == "int8" else "fp32"
 
     def __call__(self, tensors: Sequence[Tensor]) -> Sequence[NDArray[np.uint8]]:
         """See Runtime."""
@@ -134,11 +145,37 @@ class OpenVinoRuntime:
         compiled = openvino.Core().compile_model(str(artefact.graph), "CPU", settings)
         self._request = compiled.create_infer_request()
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]} CPU"
+        self.computes_in = precisions_of(compiled.get_runtime_model())
+        if artefact.precision not in self.computes_in.replace(",", "").split():
+            _logger.warning(
+                "%s: exported for %s, which this processor does not have; OpenVINO computes in %s",
+                artefact.folder,
+                artefact.precision,
+                self.computes_in,
+            )
 
     def __call__(self, tensors: Sequence[Tensor]) -> Sequence[NDArray[np.uint8]]:
         """See Runtime."""
         outputs = self._request.infer([array_of(tensor) for tensor in tensors], share_inputs=True)
         return [np.asarray(outputs[k]) for k in range(len(outputs))]
+
+
+HEAVY = ("Convolution", "FullyConnected", "MatMul")
+"""Where a network's time goes, by OpenVINO's names."""
+
+OPENVINO_NAMES = {"f32": "fp32", "f16": "fp16", "u8": "int8", "i8": "int8"}
+"""Of precisions that we call otherwise."""
+
+
+def precisions_of(runtime_model: Any) -> str:
+    """What OpenVINO computes the convolutions and matrix products of a compiled model in: "bf16 46, fp32 2"."""
+    counts: Counter[str] = Counter()
+    for operation in runtime_model.get_ops():
+        about = operation.get_rt_info()
+        if about["layerType"].astype(str) in HEAVY:
+            name = about["runtimePrecision"].astype(str)
+            counts[OPENVINO_NAMES.get(name, name)] += 1
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "bf16"}
@@ -152,6 +189,7 @@ class TorchExportRuntime:
         self._graph = torch.export.load(artefact.graph).module()
         torch.set_num_threads(threads)
         self.name = f"torch.export {torch.__version__}"
+        self.computes_in = artefact.precision
 
     @torch.inference_mode()
     def __call__(self, tensors: Sequence[Tensor]) -> Sequence[NDArray[np.uint8]]:

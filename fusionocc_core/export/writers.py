@@ -8,6 +8,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,8 +23,12 @@ from fusionocc_core.export.flashocc_graph import FlashOccGraph
 from fusionocc_core.export.graph import Feed
 from fusionocc_core.export.quantize import operators_to_quantize, quantize
 from fusionocc_core.export.runtimes import require, versions
+from fusionocc_core.structures import Batch
 
 OUTPUTS = ("labels", "confidence")
+
+NOT_FOR_TENSORRT = ("ScatterND", "ScatterElements", "NonZero", "Loop", "If", "SequenceConstruct")
+"""Standard operators that TensorRT leaves to plugins, or whose shapes or number of rounds follow from values."""
 
 TRTEXEC_FLAGS = {"fp32": "--noTF32", "fp16": "--fp16", "bf16": "--bf16", "int8": "--int8 --fp16"}
 
@@ -39,48 +44,78 @@ trtexec --onnx={graph} --saveEngine=graph.engine {flags} --builderOptimizationLe
 """
 
 
-def write_graph(
-    graph: FlashFusionGraph | FlashOccGraph,
-    feed: Feed,
-    samples: Sequence[Sequence[Tensor]],
-    folder: Path,
-    target: str,
-    precision: str,
-) -> dict[str, str]:
-    """Write a graph for a target, and give the versions of what wrote it.
+class Traced:
+    """A graph with what feeds it; however many files are written of it, it is traced to ONNX once.
 
     Args:
         graph: in inference mode.
         feed: of its inputs; says their names.
-        samples: the inputs of some keyframes. The first one is traced; int8 takes the ranges of values from all.
+        batches: some keyframes, at least one. The first one is traced; int8 takes the ranges of values from all.
+    """
+
+    def __init__(self, graph: FlashFusionGraph | FlashOccGraph, feed: Feed, batches: Sequence[Batch]) -> None:
+        self.graph, self.feed, self.batches = graph, feed, batches
+
+    @cached_property
+    def sample(self) -> tuple[Tensor, ...]:
+        """The inputs of the first keyframe."""
+        return tensors_of_batch(self.feed(self.batches[0]))
+
+    @cached_property
+    def samples(self) -> list[tuple[Tensor, ...]]:
+        """Of all."""
+        return [self.sample, *(tensors_of_batch(self.feed(batch)) for batch in self.batches[1:])]
+
+    @property
+    def onnx(self) -> Any:
+        """The graph as an onnx.ModelProto of its own."""
+        return import_module("onnx").load_from_string(self._onnx)
+
+    @cached_property
+    def _onnx(self) -> bytes:
+        content: bytes = onnx_model(self.graph, self.feed, self.sample).SerializeToString()
+        return content
+
+
+def tensors_of_batch(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """In plain memory of their own: tables are kept, and made in inference mode."""
+    return tuple(tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors)
+
+
+def write_graph(traced: Traced, folder: Path, target: str, precision: str) -> dict[str, str]:
+    """Write a graph for a target, and give the versions of what wrote it.
+
+    Args:
+        traced: the graph.
         folder: where to write GRAPHS[target] and what belongs to it.
         target: see artefact.GRAPHS.
         precision: see artefact.PRECISIONS.
 
     Raises:
-        ValueError: int8 without samples.
+        ValueError: the graph holds operators that the target does not have.
         ModuleNotFoundError: what writes it is not installed.
     """
     path, int8 = folder / GRAPHS[target], precision == "int8"
     if target == "torch-export":
         with torch.no_grad():
-            torch.export.save(torch.export.export(graph, tuple(samples[0])), path)
+            torch.export.save(torch.export.export(traced.graph, traced.sample), path)
         return versions()
     tools = ("onnx", "onnxscript", *(["openvino"] if target == "openvino" else []), *(["nncf"] if int8 else []))
     require(target, *tools)
-    model = onnx_model(graph, feed, samples[0])
-    names = operators_to_quantize(model, type(graph.network).__name__)
+    model = traced.onnx
+    names = operators_to_quantize(model, type(traced.graph.network).__name__)
     if target == "openvino":
         model = read_by_openvino(model)
     if int8:
-        model = quantize(model, names, feed, samples)
+        model = quantize(model, names, traced.feed, traced.samples)
     if target == "openvino":
-        compress = precision in ("fp16", "bf16")
-        import_module("openvino").save_model(model, str(path), compress_to_fp16=compress)
+        # bf16 is rounded from fp32 as the graph is loaded: by way of fp16, small weights would lose digits before.
+        import_module("openvino").save_model(model, str(path), compress_to_fp16=precision == "fp16")
     else:
         import_module("onnx").save(model, path)
     if target == "tensorrt":
-        write_trtexec(folder, feed, precision)
+        check_plain(model)
+        write_trtexec(folder, traced.feed, precision)
     return versions(*tools)
 
 
@@ -98,6 +133,34 @@ def onnx_model(graph: FlashFusionGraph | FlashOccGraph, feed: Feed, sample: Sequ
         )
     assert program is not None, "dynamo=True gives a program"
     return program.model_proto
+
+
+def check_plain(model: Any) -> None:
+    """Check that an ONNX model is valid and holds nothing that TensorRT has no own layer for.
+
+    Raises:
+        ValueError: it holds operators that need a plugin.
+    """
+    import_module("onnx").checker.check_model(model, full_check=True)
+    foreign = sorted(
+        {f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in all_nodes(model.graph) if not_plain(node)}
+    )
+    if foreign:
+        raise ValueError(f"tensorrt: the graph holds operators that need a plugin: {', '.join(foreign)}")
+
+
+def all_nodes(graph: Any) -> Iterator[Any]:
+    """Of an ONNX graph and the graphs inside its operators."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from all_nodes(inner)
+
+
+def not_plain(node: Any) -> bool:
+    """Whether an operator is not of the ONNX standard, or one of NOT_FOR_TENSORRT."""
+    return node.domain not in ("", "ai.onnx") or node.op_type in NOT_FOR_TENSORRT
 
 
 def read_by_openvino(model: Any) -> Any:

@@ -1,6 +1,13 @@
 """How good an occupancy prediction is: by voxels, by rays, by objects. NumPy only; counts are exact integers."""
 
-from fusionocc_core.metrics.score import OccupancyReport, OccupancyScore, RayScores, ScoreLine, VoxelScores
+from fusionocc_core.metrics.score import (
+    OccupancyReport,
+    OccupancyScore,
+    PanopticScores,
+    RayScores,
+    ScoreLine,
+    VoxelScores,
+)
 from fusionocc_core.metrics.truth import MASKS, OccupancyTruth
 
 __all__ = [
@@ -8,6 +15,7 @@ __all__ = [
     "OccupancyReport",
     "OccupancyScore",
     "OccupancyTruth",
+    "PanopticScores",
     "RayScores",
     "ScoreLine",
     "VoxelScores",

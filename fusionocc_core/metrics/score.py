@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +75,27 @@ class RayScores:
     @property
     def ray_iou(self) -> float:
         """Mean over the thresholds."""
-        values = [v for v in self.per_threshold if not np.isnan(v)]
-        return float(np.mean(values)) if values else float("nan")
+        return _mean(self.per_threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanopticScores:
+    """RayPQ. Fractions; NaN where there is no segment."""
+
+    thresholds: tuple[float, ...]
+    """Metres."""
+    quality_TK: NDArray[np.float64]
+    label_set: LabelSet
+
+    @property
+    def per_threshold(self) -> tuple[float, ...]:
+        """RayPQ at each threshold: mean over the classes but free."""
+        return tuple(mean_over_classes(row, self.label_set) for row in self.quality_TK)
+
+    @property
+    def ray_pq(self) -> float:
+        """Mean over the thresholds."""
+        return _mean(self.per_threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +120,18 @@ class OccupancyReport:
     """For each of these masks, from the inside out."""
     rays: RayScores | None
     """None where rays were switched off."""
+    panoptic: PanopticScores | None = None
+    """None where objects were not told apart."""
 
     def of_mask(self, mask: str) -> VoxelScores | None:
         """The scores under a mask; None where the data has no such mask."""
         return next((v for v in self.voxels if v.mask == mask), None)
 
     def lines(self) -> list[ScoreLine]:
-        """Always the same lines, each with its setting: every mask's mIoU, geometric IoU, RayIoU at each threshold."""
+        """Always the same lines, each with its setting: every mask's mIoU, geometric IoU, RayIoU at each threshold.
+
+        Where objects are told apart RayPQ follows, in the same way.
+        """
         out = []
         for mask in MASKS:
             scores, where = self.of_mask(mask), SETTINGS[mask]
@@ -117,11 +142,9 @@ class OccupancyReport:
             if scores:
                 out.append(ScoreLine(metric="geometric IoU", setting=SETTINGS[mask], value=scores.geometric_iou))
         if self.rays is not None:
-            fan = "rays from the LiDAR's places in the scene, no mask"
-            for threshold, value in zip(self.rays.thresholds, self.rays.per_threshold, strict=True):
-                out.append(ScoreLine(metric=f"RayIoU@{threshold:g}", setting=f"{threshold:g} m, {fan}", value=value))
-            spread = ", ".join(f"{t:g}" for t in self.rays.thresholds)
-            out.append(ScoreLine(metric="RayIoU", setting=f"mean of {spread} m, {fan}", value=self.rays.ray_iou))
+            out += _ray_lines("RayIoU", self.rays, self.rays.ray_iou)
+        if self.panoptic is not None:
+            out += _ray_lines("RayPQ", self.panoptic, self.panoptic.ray_pq)
         return out
 
     def as_dict(self) -> dict[str, Any]:
@@ -148,12 +171,33 @@ class OccupancyReport:
             ],
             "ray_per_class": {}
             if self.rays is None
-            else {
-                f"{t:g}": {n: _number(float(i)) for n, i in zip(names, row, strict=True)}
-                for t, row in zip(self.rays.thresholds, self.rays.iou_TK, strict=True)
-            },
+            else _by_class(names, zip(self.rays.thresholds, self.rays.iou_TK, strict=True)),
+            "ray_pq_per_class": {}
+            if self.panoptic is None
+            else _by_class(names, zip(self.panoptic.thresholds, self.panoptic.quality_TK, strict=True)),
             "confusion": {v.mask: v.confusion_KK.tolist() for v in self.voxels},
         }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN where there is none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _ray_lines(metric: str, scores: RayScores | PanopticScores, mean: float) -> list[ScoreLine]:
+    fan = "rays from the LiDAR's places in the scene, no mask"
+    lines = [
+        ScoreLine(metric=f"{metric}@{threshold:g}", setting=f"{threshold:g} m, {fan}", value=value)
+        for threshold, value in zip(scores.thresholds, scores.per_threshold, strict=True)
+    ]
+    spread = ", ".join(f"{threshold:g}" for threshold in scores.thresholds)
+    return [*lines, ScoreLine(metric=metric, setting=f"mean of {spread} m, {fan}", value=mean)]
+
+
+def _by_class(names: Sequence[str], rows: Iterable[tuple[float, NDArray[np.float64]]]) -> dict[str, Any]:
+    """Threshold to class to value."""
+    return {f"{t:g}": {n: _number(float(v)) for n, v in zip(names, row, strict=True)} for t, row in rows}
 
 
 def _number(value: float) -> float | None:

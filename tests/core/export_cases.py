@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from flashfusion_cases import little_batch, little_config, little_network, sample_of
 
-from fusionocc_core.export.run import Wanted, export_network
+from fusionocc_core.export.run import Exporter, Wanted, export_network
 from fusionocc_core.models.flashfusion import FlashFusion, FlashFusionConfig
 from fusionocc_core.models.flashocc import FlashOcc
 from fusionocc_core.structures import Batch
@@ -57,11 +57,28 @@ def with_absent(batch: Batch, cameras: list[bool], lidar: bool) -> Batch:
     )
 
 
+def exporter(network: FlashFusion | None = None) -> Exporter:
+    """Of a little FlashFusion, with confidence."""
+    return Exporter(network or lively_network(), little_frames(), confidence=True)
+
+
 def export_little(folder: Path, target: str, precision: str = "fp32", *, confidence: bool = False):
     """(network, artefact) of a little FlashFusion."""
     network = lively_network()
     wanted = Wanted(target=target, precision=precision, confidence=confidence)
     return network, export_network(network, little_frames(), folder, wanted)
+
+
+def moved(batch: Batch, *, seed: int, turn: float = 0.35) -> Batch:
+    """Another calibration: every camera turned about the vertical by up to ``turn`` radians, and 0.2 m away."""
+    generator = torch.Generator().manual_seed(seed)
+    cameras = batch.cam2keyego_BTN44.shape[2]
+    angle_N = turn * (2 * torch.rand(cameras, generator=generator) - 1)
+    turn_N44 = torch.eye(4).repeat(cameras, 1, 1)
+    turn_N44[:, 0, 0] = turn_N44[:, 1, 1] = angle_N.cos()
+    turn_N44[:, 1, 0], turn_N44[:, 0, 1] = angle_N.sin(), -angle_N.sin()
+    turn_N44[:, :3, 3] = 0.4 * (torch.rand(cameras, 3, generator=generator) - 0.5)
+    return replace(batch, cam2keyego_BTN44=turn_N44 @ batch.cam2keyego_BTN44)
 
 
 def little_flashocc_batch(config) -> Batch:
