@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from fusionocc_core.structures import CameraImage, LidarSweep, SensorFrame
 from fusionocc_ros.causes import NO_MESSAGE, NO_TRANSFORM, DropFrame
+from fusionocc_ros.diagnostics import LEFT_OUT
 from fusionocc_ros.ego_motion import EgoMotion, Source
 from fusionocc_ros.history import KeyframeRing
 from fusionocc_ros.parameters import DROP, NodeParameters
@@ -151,15 +152,14 @@ class Assembler:
         Raises:
             DropFrame: too little of it can be read; the message says what is wrong, and what to do.
         """
-        source = self._motion.source()
         # First, so that a pose that does not come is waited for once, not by every sensor.
-        ego2global = self._motion.base2fixed(source, moment.stamp_ns)
+        source, ego2global = self._motion.locate(moment.stamp_ns)
         cameras = self._cameras(moment.pictures, source)
         sweep = self._sweep(moment.clouds, source)
         failed = {**moment.clouds.failed, **moment.pictures.failed}
         self._check_enough(cameras, sweep, failed)
         for sensor, error in failed.items():
-            self.counters[f"left out {sensor}: {error.cause}"] += 1
+            self.counters[f"{LEFT_OUT}{sensor}: {error.cause}"] += 1
             self._on_left_out(sensor, error.cause, str(error))
         frame = SensorFrame(
             stamp_ns=moment.stamp_ns,

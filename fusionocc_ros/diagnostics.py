@@ -15,6 +15,8 @@ from fusionocc_ros.convert import ns_to_stamp
 from fusionocc_ros.ego_motion import Source
 from fusionocc_ros.sync import SyncCounters
 
+LEFT_OUT = "left out "
+"""How counters begin that tell of messages that could not be used; the sensor and the cause follow."""
 SILENT_AFTER_S = 2.0
 """A sensor that sent nothing for so long is reported."""
 CLOCK_STANDS_AFTER_S = 5.0
@@ -128,6 +130,7 @@ class Report:
     clock_problem: str = ""
     """What is wrong with simulated time, if something is."""
     extra: dict[str, int] = field(default_factory=dict)
+    extra_before: dict[str, int] = field(default_factory=dict)
     model_hash: str = ""
     memory_mib: dict[str, float] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
@@ -170,8 +173,22 @@ def _inputs(report: Report) -> DiagnosticStatus:
         values[f"{sensor} messages not kept: {cause}"] = count
     problems = [report.clock_problem] if report.clock_problem else []
     problems += [f"nothing from {name}: {reason}" for name, reason in report.silence_reasons.items()]
+    problems += _gone_without(report)
     level = DiagnosticStatus.ERROR if "lidar" in report.silence_reasons else DiagnosticStatus.WARN
     return _status(report, "inputs", problems, values, level)
+
+
+def _gone_without(report: Report) -> list[str]:
+    """The sensors that sets had to do without since the last report, and are not silent."""
+    sets = report.sync.released - report.sync_before.released
+    missing = report.sync.missing - report.sync_before.missing
+    told = [
+        f"{count} of {sets} sets without {sensor}"
+        for sensor, count in missing.items()
+        if sensor not in report.silence_reasons
+    ]
+    new = Counter(report.extra) - Counter(report.extra_before)
+    return told + [f"{key} ({count} times)" for key, count in new.items() if key.startswith(LEFT_OUT)]
 
 
 def _sets(report: Report) -> DiagnosticStatus:

@@ -70,6 +70,22 @@ class EgoMotion:
         self._grace_s = 0.0
         return found
 
+    def locate(self, stamp_ns: int) -> tuple[Source, Matrix]:
+        """Where motion comes from now, and the vehicle's pose at a stamp.
+
+        With "auto", odometry stands in for /tf where that has no pose.
+
+        Raises:
+            DropFrame: the pose is not known at that stamp; names both frames.
+        """
+        source = self.source()
+        try:
+            return source, self.base2fixed(source, stamp_ns)
+        except DropFrame:
+            if self._policy != "auto" or source is not Source.TF or self._odometry_frames is None:
+                raise
+            return Source.ODOMETRY, self.base2fixed(Source.ODOMETRY, stamp_ns)
+
     def base2fixed(self, source: Source, stamp_ns: int) -> Matrix:
         """The vehicle's pose at a stamp; the identity where the source is NONE, which the caller has to say.
 

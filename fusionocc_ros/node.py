@@ -94,6 +94,7 @@ class OccNode(LifecycleNode):
         self._diagnostics: Any = None
         self._timer: Any = None
         self._reported: tuple[float, SyncCounters, WorkCounters] = (0.0, SyncCounters(), WorkCounters())
+        self._extra: dict[str, int] = {}
         self._state = "unconfigured"
         self._active_since = 0.0
         self._clock_said = False
@@ -297,7 +298,8 @@ class OccNode(LifecycleNode):
             return
         now, sync, work = time.monotonic(), copy.deepcopy(self.inputs.sync.counters), self.statistics.snapshot()
         then, sync_before, work_before = self._reported
-        self._reported = (now, sync, work)
+        extra = dict(self._assembler.counters) if self._assembler else {}
+        self._reported, extra_before, self._extra = (now, sync, work), self._extra, extra
         silence_s = self.inputs.silence_s()
         clock, reasons = self._find_silence(now, silence_s)
         engine = self._engine or Engine(predict=_no_network, num_cameras=0, model="none")
@@ -321,7 +323,8 @@ class OccNode(LifecycleNode):
             silence_s=silence_s,
             silence_reasons=reasons,
             clock_problem=clock,
-            extra=dict(self._assembler.counters) if self._assembler else {},
+            extra=extra,
+            extra_before=extra_before,
         )
         self._diagnostics.publish(report_to_message(report))
         if self._operation is not None and self._state == "active":

@@ -55,6 +55,7 @@ def test_each_camera_is_killed_and_restarted(vehicle: Street) -> None:
         gone = vehicle.next(lambda m, c=camera: m.missing == {c: "no_message"}, f"an answer without {camera}")
         assert set(gone.cameras) == set(OFFICIAL_CAMERAS) - {camera}
         vehicle.wait_for(lambda c=camera, n=without: vehicle.counter(f"sets without {c}") > n, 2, "it is counted")
+        vehicle.wait_for(lambda c=camera: f"sets without {c}" in vehicle.ears.problems["fusionocc"], 1, "it is said")
         vehicle.start(camera)
         vehicle.recovers()
 
@@ -110,6 +111,8 @@ def test_a_message_that_cannot_be_used_costs_that_sensor(vehicle: Street, sensor
     vehicle.tell(sensor, file=file)
     vehicle.next(lambda m: m.missing == {sensor: cause}, f"an answer that names {sensor} and {cause}")
     vehicle.wait_for(lambda: vehicle.counter(f"left out {sensor}: {cause}") > counted, 2, "it is counted")
+    said = f"left out {sensor}: {cause}"
+    vehicle.wait_for(lambda: said in vehicle.ears.problems["fusionocc"], 1, "diagnostics say so")
     vehicle.tell(sensor, file="good")
     vehicle.recovers()
 
