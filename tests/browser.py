@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 NO_CHROMIUM = "chromium is not installed (apt install chromium)"
@@ -42,11 +41,15 @@ class Page:
 
 
 @contextlib.contextmanager
-def open_page(url: str, *, width: int = 1200, height: int = 900) -> Iterator[Page]:
-    """Open a page; skips the test where there is no browser."""
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip(NO_CHROMIUM)
+def open_page(chromium: str, url: str, *, width: int = 1200, height: int = 900) -> Iterator[Page]:
+    """Open a page.
+
+    Args:
+        chromium: the browser, from the fixture of that name.
+        url: of the page.
+        width: of the window, pixels.
+        height: of the window, pixels.
+    """
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from browser import NO_CHROMIUM, find_chromium
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +38,15 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The system's browser; tests that need one skip where there is none."""
+    found = find_chromium()
+    if found is None:
+        pytest.skip(NO_CHROMIUM)
+    return found
+
+
 def _expected_skips(items: list[pytest.Item]) -> Counter[str]:
     """Reason -> how many tests have to be skipped for it in a full run on this machine."""
     expected = {
@@ -44,6 +54,8 @@ def _expected_skips(items: list[pytest.Item]) -> Counter[str]:
     }
     if not Path(os.environ.get("FUSIONOCC_SHARED", ROOT.parent / "shared")).is_dir():
         expected[NO_SHARED] = sum("shared" in getattr(item, "fixturenames", ()) for item in items)
+    if find_chromium() is None:
+        expected[NO_CHROMIUM] = sum("chromium" in getattr(item, "fixturenames", ()) for item in items)
     return Counter(expected)
 
 

@@ -44,8 +44,11 @@ PICTURE_WIDTH = 800
 
 JPEG_QUALITY = 80
 
-POINT_RADIUS = 0.04
-"""Metres."""
+POINT_SIZE = 1.3
+"""Of the cloud's points on the screen, whatever their distance."""
+
+REACH = 60.0
+"""Points and boxes further away are left out, metres: the viewer zooms out until it sees everything."""
 
 VOLUMES = ("prediction", "truth", "difference")
 
@@ -105,8 +108,8 @@ class RerunLog:
             if frame.sensors.lidar is not None:
                 self._log_lidar(frame.sensors.lidar)
         self._log_volumes(frame)
-        if frame.boxes:
-            self._log_boxes(frame.boxes)
+        if near := [box for box in frame.boxes if np.linalg.norm(box.center) <= REACH]:
+            self._log_boxes(near)
         if frame.prediction is not None and frame.prediction.gaussians is not None:
             self._log_gaussians(frame.prediction, frame.prediction.gaussians)
         for step, seconds in frame.latencies_s.items():
@@ -169,10 +172,12 @@ class RerunLog:
         self._recording.log(entity, self._rr.EncodedImage(contents=jpeg.tobytes(), media_type="image/jpeg"))
 
     def _log_lidar(self, lidar: LidarSweep) -> None:
-        in_ego = lidar.points[:, :3].astype(np.float64) @ lidar.lidar2ego[:3, :3].T + lidar.lidar2ego[:3, 3]
-        colors = distance_colors(np.linalg.norm(lidar.points[:, :3], axis=1))
-        points = self._rr.Points3D(in_ego.astype(np.float32), colors=colors, radii=[POINT_RADIUS])
-        self._recording.log("world/ego/lidar", points)
+        distance = np.linalg.norm(lidar.points[:, :3], axis=1)
+        near = distance <= REACH
+        points = lidar.points[near, :3].astype(np.float64) @ lidar.lidar2ego[:3, :3].T + lidar.lidar2ego[:3, 3]
+        size = self._rr.Radius.ui_points(POINT_SIZE)
+        cloud = self._rr.Points3D(points.astype(np.float32), colors=distance_colors(distance[near]), radii=size)
+        self._recording.log("world/ego/lidar", cloud)
 
     def _log_volumes(self, frame: ViewFrame) -> None:
         truth = None if frame.truth is None else truth_as_occupancy(frame.truth, frame.stamp_ns)

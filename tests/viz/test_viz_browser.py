@@ -1,0 +1,110 @@
+"""The viewer and the report in a real browser: the scene appears, in the right place, and the console stays clean."""
+
+import time
+
+import numpy as np
+import pytest
+from browser import open_page
+from view_cases import BUS, CAR, ROAD, labels, moment, occupancy
+
+from fusionocc_core.commands.view import recording
+from fusionocc_core.grids import OCC3D_LABELS
+from fusionocc_core.viz.difference import DIFFERENCE_LABELS, WRONG_CLASS
+from fusionocc_core.viz.report_page import ReportPage
+from fusionocc_core.viz.rerun_log import RerunLog
+from fusionocc_core.viz.video import VideoWriter
+from fusionocc_core.viz.web_view import web_view
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_S = 240.0
+"""A busy machine without a GPU takes minutes for what an idle one draws in seconds."""
+
+YELLOW, BLUE, PURPLE = (OCC3D_LABELS.colors[label] for label in (BUS, CAR, ROAD))
+ORANGE = DIFFERENCE_LABELS.colors[WRONG_CLASS]
+
+
+def share(picture, color):
+    """Of pixels that have a colour, at whatever brightness, but not nearly black."""
+    pixels = picture.reshape(-1, 3).astype(float)
+    length = np.linalg.norm(pixels, axis=1)
+    likeness = pixels @ np.asarray(color, float) / np.maximum(length, 1) / np.linalg.norm(color)
+    return float(((likeness > 0.993) & (length > 90)).mean())
+
+
+def where(picture, color):
+    """Middle (x, y) of the pixels of a colour, as shares of the picture."""
+    pixels = picture.astype(float)
+    length = np.linalg.norm(pixels, axis=-1)
+    likeness = pixels @ np.asarray(color, float) / np.maximum(length, 1) / np.linalg.norm(color)
+    rows, columns = np.nonzero((likeness > 0.993) & (length > 90))
+    return columns.mean() / picture.shape[1], rows.mean() / picture.shape[0]
+
+
+def test_the_report_turns_voxels_without_a_network(chromium, tmp_path):
+    page = ReportPage("evaluation of a made-up network")
+    wrong = labels()
+    wrong[labels() == CAR] = BUS
+    page.voxels({"prediction": occupancy(wrong), "truth": occupancy()}, "one keyframe")
+    page.write(tmp_path / "report.html")
+    with open_page(chromium, (tmp_path / "report.html").as_uri()) as browser:
+        figure = browser.handle.locator("figure.voxels")
+        browser.handle.wait_for_selector("figure.voxels[data-state=ready]", timeout=PATIENCE_S * 1000)
+        browser.handle.mouse.move(600, 500)
+        browser.handle.mouse.down()  # touching it ends its turning, so that what is where is known
+        browser.handle.mouse.up()
+        predicted = browser.picture("figure.voxels canvas")
+        assert share(predicted, YELLOW) > 0.004
+        assert share(predicted, BLUE) == 0
+        assert share(predicted, PURPLE) > 0.05
+        # Seen from behind and above: what is ahead of the middle lies above it, below the sky.
+        assert 0.2 < where(predicted, YELLOW)[1] < where(predicted, PURPLE)[1] < 0.8
+        figure.get_by_role("button", name="truth").click()
+        browser.handle.wait_for_timeout(500)
+        true = browser.picture("figure.voxels canvas")
+        assert share(true, BLUE) > 0.004
+        assert share(true, YELLOW) == 0
+        np.testing.assert_allclose(where(true, BLUE), where(predicted, YELLOW), atol=0.1)
+        assert browser.errors == []
+        assert browser.requests == [(tmp_path / "report.html").as_uri()]
+
+
+def test_the_viewer_shows_prediction_truth_and_difference_side_by_side(chromium):
+    with web_view(port=0, data_port=0) as web, recording() as rec:
+        rec.connect_grpc(web.data_url)
+        log = RerunLog(rec)
+        for step in range(3):
+            log.add(moment(step))
+        with open_page(chromium, web.url) as browser:
+            browser.handle.wait_for_selector("body[data-state=ready]", timeout=PATIENCE_S * 1000)
+            deadline = time.monotonic() + PATIENCE_S
+            while True:
+                picture = browser.picture()
+                below = picture[picture.shape[0] // 2 :]  # cameras are above
+                predicted, true, compared = np.array_split(below, 3, axis=1)
+                seen = [share(predicted, YELLOW), share(true, BLUE), share(compared, ORANGE)]
+                if min(seen) > 0.001 or time.monotonic() > deadline:
+                    break
+                browser.handle.wait_for_timeout(2000)
+            assert min(seen) > 0.001
+            assert share(predicted, BLUE) < 1e-4 > share(true, YELLOW)
+            assert share(true, PURPLE) > 0.02
+            # The cameras' grey pictures are above.
+            assert share(picture[: picture.shape[0] // 2], (90, 90, 90)) > 0.1
+            assert browser.errors == []
+            hosts = {url.split("/")[2].split(":")[0] for url in browser.requests}
+            assert hosts == {"127.0.0.1"}
+
+
+def test_a_browser_plays_the_video(chromium, tmp_path):
+    with VideoWriter(tmp_path / "a.mp4", fps=2) as writer:
+        for value in (40, 200):
+            writer.write(np.full((120, 160, 3), (value, 30, 30), np.uint8))
+    (tmp_path / "page.html").write_text('<link rel="icon" href="data:,"><video src="a.mp4" muted></video>')
+    with open_page(chromium, (tmp_path / "page.html").as_uri()) as browser:
+        ready = "document.querySelector('video').readyState >= 2"
+        browser.handle.wait_for_function(ready, timeout=PATIENCE_S * 1000)
+        length = browser.handle.evaluate("document.querySelector('video').duration")
+        assert length == pytest.approx(1.0, abs=0.1)
+        assert browser.picture("video")[60, 80].tolist() == pytest.approx([40, 30, 30], abs=8)
+        assert browser.errors == []
