@@ -13,6 +13,7 @@ from torch import Tensor
 from fusionocc_core.data.pipeline import prepare
 from fusionocc_core.gaussians import cloud_of
 from fusionocc_core.grids import LabelSet, VoxelGrid
+from fusionocc_core.layers.bfloat16 import cpu_multiplies_bfloat16, with_bfloat16_parts
 from fusionocc_core.layers.folding import fold_batch_norms
 from fusionocc_core.models.panoptic import decode_instances
 from fusionocc_core.structures import Batch, InputConfig, LabelOutputs, Occupancy, Outputs, SensorFrame, Timings
@@ -56,6 +57,46 @@ class LabelsDirectly(Protocol):
 
     def label(self, batch: Batch, *, confidence: bool) -> LabelOutputs:
         """The labels, and with ``confidence`` the probability of each."""
+
+
+@runtime_checkable
+class HasBfloat16Parts(Protocol):
+    """A network that was found to keep its labels when some of its parts compute in bfloat16."""
+
+    @property
+    def bfloat16_parts(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def network_for_inference(model: OccupancyModel, device: torch.device, precision: str) -> OccupancyModel:
+    """A copy of a network that computes the same faster: folded norms, and bfloat16 where that pays.
+
+    An exported network is given back as it is.
+
+    Args:
+        model: in inference mode, on ``device``.
+        device: where it runs.
+        precision: "auto": bfloat16 on processors that multiply it, in networks that keep their labels with it
+            (HasBfloat16Parts); "float32": never; "bfloat16": in any case.
+
+    Raises:
+        ValueError: an unknown precision, or bfloat16 for a network that has no parts for it.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
+    can = isinstance(model, torch.nn.Module) and isinstance(model, HasBfloat16Parts)
+    if precision == "bfloat16" and not can:
+        raise ValueError(
+            f"precision='bfloat16': {model.card.preset or type(model).__name__} has no parts that compute in it; "
+            "use 'auto' or 'float32'"
+        )
+    network = fold_batch_norms(model) if isinstance(model, torch.nn.Module) else model
+    wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cpu" and cpu_multiplies_bfloat16())
+    if wanted and isinstance(network, torch.nn.Module) and isinstance(network, HasBfloat16Parts):
+        return with_bfloat16_parts(network, network.bfloat16_parts)
+    return network
 
 
 def pick_device(device: str) -> torch.device:
@@ -126,23 +167,32 @@ class Predictor:
     """Runs a network on one frame at a time.
 
     Two calls with the same frame give the same answer: where a preset thins points at random, every call draws anew
-    from ``seed``. Batch norms are folded into the convolutions (layers.folding) of a copy, which takes the weights as
-    they are now; a network that can label voxels without making all scores (LabelsDirectly) is asked for that, and the
-    time of the decoding is then part of the network's.
+    from ``seed``. What runs is a copy of the network with the weights as they are now (network_for_inference). One that
+    can label voxels without making all scores (LabelsDirectly) is asked for that; the time of the decoding is then part
+    of the network's.
 
     Args:
         model: a network from load_model, or an exported one from load_exported.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         confidence: also return the probability of each voxel's label.
         seed: of the random draws at inference.
+        precision: see network_for_inference; "float32" gives the same labels on every machine.
     """
 
-    def __init__(self, model: OccupancyModel, *, device: str = "auto", confidence: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: OccupancyModel,
+        *,
+        device: str = "auto",
+        confidence: bool = False,
+        seed: int = 0,
+        precision: str = "auto",
+    ) -> None:
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.confidence = confidence
         self.seed = seed
-        self._network = fold_batch_norms(self.model) if isinstance(self.model, torch.nn.Module) else self.model
+        self._network = network_for_inference(self.model, self.device, precision)
 
     def _run(self, batch: Batch) -> Outputs | LabelOutputs:
         network = self._network

@@ -83,22 +83,25 @@ def _named(parent: nn.Module) -> list[Pair]:
 def _fold(parent: nn.Module, layers: tuple[str, ...], name: str) -> None:
     """Scale the convolutions and let the first of them add what the norm adds; the norm becomes the identity."""
     norm = parent.get_submodule(name)
+    assert isinstance(norm, _NORMS)
     scale_C, shift_C = _scale_and_shift(norm)
     for layer in (parent.get_submodule(layer) for layer in layers):
-        weight = layer.weight.detach().double()
+        assert isinstance(layer, _CONVOLUTIONS)
+        weight = layer.weight.detach()
         bias_C = torch.zeros_like(shift_C) if layer.bias is None else layer.bias.detach().double() * scale_C
-        folded = weight * scale_C.view(-1, *[1] * (weight.dim() - 1))
-        layer.weight = nn.Parameter(folded.to(layer.weight), requires_grad=False)
-        layer.bias = nn.Parameter((bias_C + shift_C).to(layer.weight), requires_grad=False)
+        folded = weight.double() * scale_C.view(-1, *[1] * (weight.dim() - 1))
+        layer.weight = nn.Parameter(folded.to(weight), requires_grad=False)
+        layer.bias = nn.Parameter((bias_C + shift_C).to(weight), requires_grad=False)
         shift_C = torch.zeros_like(shift_C)
     parent.set_submodule(name, nn.Identity())
 
 
-def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     """What a batch norm multiplies with and adds in inference, float64."""
-    mean_C, variance_C = norm.running_mean.double(), norm.running_var.double()
-    scale_C = (variance_C + norm.eps).rsqrt()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale_C = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.affine:
         scale_C = scale_C * norm.weight.detach().double()
-    shift_C = -mean_C * scale_C
+    shift_C = -norm.running_mean.double() * scale_C
     return scale_C, shift_C + norm.bias.detach().double() if norm.affine else shift_C

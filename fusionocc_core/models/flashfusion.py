@@ -180,6 +180,8 @@ class FlashFusion(OccupancyNetwork):
     """Pictures and LiDAR points meet in a map seen from above, joined by gates; the height comes back in the head."""
 
     config: FlashFusionConfig
+    bfloat16_parts = ("pictures", "lidar_map", "bev", "head.mix")
+    """What may compute in bfloat16; not the lift's coordinates, the gates, and the layers that choose the class."""
 
     def __init__(self, config: FlashFusionConfig) -> None:
         super().__init__(config)
