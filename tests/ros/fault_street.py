@@ -350,9 +350,10 @@ class Street:
         self.wait_for(lambda: any(condition(m) for m in messages[first:]), seconds, what)
         return next(m for m in messages[first:] if condition(m))
 
-    def recovers(self) -> None:
-        """Within two seconds every sensor takes part again."""
-        self.next(lambda m: m.full, "an answer with every sensor", RECOVERY_S)
+    def recovers(self) -> float:
+        """Within two seconds every sensor takes part again; after how many."""
+        began = time.monotonic()
+        return self.next(lambda m: m.full, "an answer with every sensor", RECOVERY_S).came - began
 
     def counter(self, key: str, node: str = "fusionocc") -> int:
         """A value of the last diagnostics."""
