@@ -13,7 +13,7 @@ from rich.markup import escape
 
 import fusionocc_core
 
-COMMANDS = ("presets", "predict", "prepare", "label", "simulate", "robustness", "export", "view", "video")
+COMMANDS = ("presets", "predict", "render", "prepare", "label", "simulate", "robustness", "export", "view", "video")
 """Modules of fusionocc_core.commands; other packages add theirs through the entry points ``fusionocc.commands``."""
 
 

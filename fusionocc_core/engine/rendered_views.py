@@ -1,0 +1,178 @@
+"""What a network sees, from any camera: depth and classes rendered through its answer, and depth held against points.
+
+Legend: H W picture, R rays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fusionocc_core.data.render_rays import PixelDepths, RayCamera, RayConfig, pixel_rays, points_rays, rendering_of
+from fusionocc_core.geometry import check_rigid, inverse, rotation_from_yaw, transform
+from fusionocc_core.grids import VoxelGrid
+from fusionocc_core.losses.rendering import density_volume
+from fusionocc_core.models.network import NetworkConfig
+from fusionocc_core.models.renderocc import RenderOccConfig
+from fusionocc_core.ops.volume_render import volume_render
+from fusionocc_core.ops.volume_render_rays import Rays, RenderConfig, renderocc_rendering
+from fusionocc_core.structures import LidarSweep, Outputs
+
+OPAQUE = 0.5
+"""A ray sees something where more than this share of it is stopped."""
+OPTICAL = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
+"""x forward, y left, z up to x right, y down, z forward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedView:
+    """What one camera sees."""
+
+    distance_HW: NDArray[np.float32]
+    """Along the ray, metres; NaN where a ray sees nothing."""
+    labels_HW: NDArray[np.uint8]
+    """Classes; ``free`` where a ray sees nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthErrors:
+    """Rendered distances held against measured ones."""
+
+    error_R: NDArray[np.float32]
+    """Rendered less measured, metres, of the rays that see something."""
+    blind: int
+    """How many of them see nothing."""
+
+    @property
+    def median_absolute(self) -> float:
+        """Metres; NaN without rays."""
+        return float(np.median(np.abs(self.error_R))) if len(self.error_R) else float("nan")
+
+
+def rendering_for(config: NetworkConfig) -> RenderConfig:
+    """How the answer of a network is rendered at metric distances.
+
+    Raises:
+        ValueError: its grid is no square of square columns in the ego frame.
+    """
+    if isinstance(config, RenderOccConfig) and config.head.density == "official":
+        return replace(renderocc_rendering(), depth_mode="metric")
+    return rendering_of(config.grid)
+
+
+def view_camera(
+    ego2global: NDArray[np.float64],
+    *,
+    position: tuple[float, float, float],
+    yaw_degrees: float,
+    pitch_degrees: float,
+    field_of_view: float,
+    image_size: tuple[int, int],
+) -> RayCamera:
+    """A camera that no vehicle has.
+
+    Args:
+        ego2global: (4, 4) pose that the position belongs to.
+        position: in the ego frame, metres.
+        yaw_degrees: to the left of straight ahead.
+        pitch_degrees: downwards.
+        field_of_view: horizontal, degrees.
+        image_size: (H, W), pixels.
+
+    Raises:
+        ValueError: numbers that make no picture.
+    """
+    if not (np.isfinite([*position, yaw_degrees, pitch_degrees]).all() and 1 <= field_of_view <= 150):
+        raise ValueError(
+            f"view_camera: position={position}, yaw={yaw_degrees}, pitch={pitch_degrees}, field_of_view="
+            f"{field_of_view}: expected finite numbers, and 1 to 150 degrees"
+        )
+    height, width = image_size
+    focal = width / 2 / np.tan(np.radians(field_of_view) / 2)
+    p = np.radians(pitch_degrees)
+    pitched = np.array([[np.cos(p), 0.0, np.sin(p)], [0.0, 1.0, 0.0], [-np.sin(p), 0.0, np.cos(p)]])
+    cam2ego = transform(rotation_from_yaw(np.radians(yaw_degrees)) @ pitched @ OPTICAL.T, position)
+    return RayCamera(
+        name="view",
+        image_size=image_size,
+        intrinsics=np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]),
+        cam2global=check_rigid("ego2global", ego2global) @ cam2ego,
+    )
+
+
+@torch.no_grad()
+def render_view(
+    outputs: Outputs,
+    config: NetworkConfig,
+    camera: RayCamera,
+    keyego2global: NDArray[np.float64],
+    *,
+    width: int,
+) -> RenderedView:
+    """Depth and classes of every pixel of a picture ``width`` pixels wide.
+
+    Args:
+        outputs: of one sample without augmentation.
+        config: the network's.
+        camera: any.
+        keyego2global: (4, 4) pose of the ego frame that the outputs lie in.
+        width: of the result; its height follows.
+
+    Raises:
+        ValueError: no pixel, or a pose that is not rigid.
+    """
+    height = round(width * camera.image_size[0] / camera.image_size[1])
+    if width < 1 or height < 1:
+        raise ValueError(f"render_view: width={width} gives {height} x {width} pixels; expected some")
+    scale = camera.image_size[1] / width
+    u, v = np.meshgrid((np.arange(width) + 0.5) * scale, (np.arange(height) + 0.5) * scale)
+    pixels = PixelDepths(
+        uv_P2=np.stack([u.ravel(), v.ravel()], axis=1),
+        depth_P=np.zeros(height * width),
+        label_P=np.zeros(height * width, np.int64),
+    )
+    rays = pixel_rays(pixels, camera.intrinsics, inverse(keyego2global) @ camera.cam2global)
+    distance_R, label_R = _seen(outputs, config, rays)
+    return RenderedView(
+        distance_HW=distance_R.reshape(height, width), labels_HW=label_R.astype(np.uint8).reshape(height, width)
+    )
+
+
+@torch.no_grad()
+def depth_errors(
+    outputs: Outputs,
+    config: NetworkConfig,
+    camera: RayCamera,
+    sweep: LidarSweep,
+    keyego2global: NDArray[np.float64],
+) -> DepthErrors:
+    """Rendered distances at the points of a cloud that a camera sees, as far as these lie on the network's grid."""
+    labels = np.zeros(len(sweep.points), np.int64)
+    rays = points_rays(sweep, labels, camera, keyego2global, RayConfig(farthest=1e3))
+    rays = rays.select(_on_grid(rays, config.grid))
+    distance_R, _ = _seen(outputs, config, rays)
+    sees = np.isfinite(distance_R)
+    return DepthErrors(error_R=(distance_R - rays.range_R.numpy())[sees], blind=int((~sees).sum()))
+
+
+def _on_grid(rays: Rays, grid: VoxelGrid) -> torch.Tensor:
+    ends = (rays.origin_R3 + rays.depth_R[:, None] * rays.direction_R3).numpy()
+    return torch.from_numpy(grid.contains(grid.indices(ends)))
+
+
+def _seen(outputs: Outputs, config: NetworkConfig, rays: Rays) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Distance along each ray, NaN where it sees nothing, and the class, ``free`` there."""
+    if len(outputs.logits_BKXYZ) != 1:
+        raise ValueError(f"rendered views are of one sample; the outputs hold {len(outputs.logits_BKXYZ)}")
+    render, free = rendering_for(config), config.label_set.free
+    volume = density_volume(outputs, render, free=free)
+    rendered = volume_render(volume.density_BXYZ, volume.semantic_BXYZK, rays.to(volume.density_BXYZ.device), render)
+    opacity_R = (1 - rendered.transmittance_R).cpu()
+    sees_R = opacity_R > OPAQUE
+    distance_R = torch.where(sees_R, rendered.depth_R.cpu() / opacity_R.clamp(min=OPAQUE), torch.nan)
+    label_R = rendered.semantic_RK.argmax(dim=1).cpu()
+    label_R = torch.where(sees_R, label_R + (label_R >= free).long(), free)
+    return distance_R.numpy(), label_R.numpy()
