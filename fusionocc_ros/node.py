@@ -382,6 +382,9 @@ def main(args: list[str] | None = None, *, engine_factory: EngineFactory = load_
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RuntimeError:  # RCLError: an interrupt has taken the context away under the executor
+        if rclpy.ok():
+            raise
     finally:
         if node is not None:
             ended = node.close()
