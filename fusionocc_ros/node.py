@@ -102,7 +102,6 @@ class OccNode(LifecycleNode):
         for name, nearest in declared.unknown_names(self).items():
             hint = f"; did you mean {nearest}?" if nearest else ""
             self.get_logger().warning(f"parameter {name} is set but not known{hint}")
-
         self.add_on_set_parameters_callback(self._take_change)
 
     @property

@@ -3,7 +3,8 @@
 python tests/ros/fuzz.py [--messages 10000] [--seed N] [--kind PointCloud2 --first 120]
 
 It prints a line for each type; exit code 1: it failed. After every batch a good set must be answered. At the end every
-sweep must be accounted for, and memory must not have grown. A single message can be sent again with --kind, --first and --messages 1.
+sweep must be accounted for, and memory must not have grown. A single message can be sent again with --kind, --first
+and --messages 1.
 """
 
 from __future__ import annotations

@@ -12,20 +12,17 @@ from rclpy.serialization import serialize_message
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
-MESSAGES = 40
+MESSAGES = 100
 """Of each type."""
 
 
 def test_mutations_follow_from_the_seed_and_change_most_messages() -> None:
     for kind in KINDS:
         good = bytes(serialize_message(sample(kind, 0, 10**18, raw_pictures=kind == "Image")))
-        made = [
-            [
-                mutate(sample(kind, n, 10**18, raw_pictures=kind == "Image"), rng_of(1, kind, n))
-                for n in range(0, 120, 6)
-            ]
-            for _ in range(2)
-        ]
+        numbers = range(0, 120, 6)
+        messages = [sample(kind, 0, 10**18, raw_pictures=kind == "Image") for _ in range(2 * len(numbers))]
+        again = [mutate(messages.pop(), rng_of(1, kind, n)) for n in numbers]
+        made = [[mutate(messages.pop(), rng_of(1, kind, n)) for n in numbers], again]
         assert [len(m) for m in made[0]] == [len(m) for m in made[1]]
         assert sum(m != good for m in made[0]) >= 15, kind
         assert {len(m) == len(good) for m in made[0]} == {True, False}
