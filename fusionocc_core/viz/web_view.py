@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def _download(url: str) -> bytes:
 def _rerun(folder: Path, arguments: list[str], bind: str, data_port: int) -> Iterator[None]:
     """Rerun's program, until the end of the block."""
     log = folder / f"rerun-{data_port}.log"
-    command = [sys.executable, "-m", "rerun", *arguments, "--bind", bind, "--port", str(data_port)]
+    command = [sys.executable, "-m", "rerun_cli", *arguments, "--bind", bind, "--port", str(data_port)]
     command += ["--server-memory-limit", MEMORY_LIMIT]
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -138,12 +139,20 @@ def _rerun(folder: Path, arguments: list[str], bind: str, data_port: int) -> Ite
         _wait_for_port(LOOPBACK if bind == "0.0.0.0" else bind, data_port, (process, log))
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it has started: rerun's program is a child of the Python that starts it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while time.monotonic() < deadline:
+            process.poll()  # reaps it, so that its group may become empty
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                return
+            time.sleep(POLL_S)
 
 
 def _quiet_environment(folder: Path) -> dict[str, str]:

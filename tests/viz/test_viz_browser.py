@@ -87,7 +87,9 @@ def test_the_viewer_shows_prediction_truth_and_difference_side_by_side(chromium)
                     break
                 browser.handle.wait_for_timeout(2000)
             assert min(seen) > 0.001
-            assert share(predicted, BLUE) < 1e-4 > share(true, YELLOW)
+            # Boxes and path are yellowish too, but thin.
+            assert share(predicted, BLUE) < 0.2 * share(true, BLUE)
+            assert share(true, YELLOW) < 0.4 * share(predicted, YELLOW)
             assert share(true, PURPLE) > 0.02
             # The cameras' grey pictures are above.
             assert share(picture[: picture.shape[0] // 2], (90, 90, 90)) > 0.1
