@@ -225,6 +225,8 @@ def _write_parameters(plan: DemoPlan, frames: NuScenesFrames) -> Path:
 
     values: dict[str, Any] = {"use_sim_time": True, "confidence": True, "camera_names": list(frames.cameras)}
     values["sync.deadline"] = SYNC_DEADLINE_S
+    # Of a recording every sensor is there: what is not is a fault of the recording, and said.
+    values |= {"bad_sensors": "drop", "sync.min_cameras": 1, "sync.reference_timeout": 0.0}
     # A file of ours says which network it is for; a preset named beside it must fit.
     values["preset"] = str(plan.model or (plan.checkpoint.resolve() if plan.checkpoint else DEFAULT_PRESET))
     if plan.checkpoint is not None and plan.model is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 STATUSES: dict[str, str] = {
     "inputs": "a sensor is silent for two seconds (an error for the LiDAR), with what may be the matter: nobody "
-    "publishes, another type, a quality of service that does not match; or simulated time stands still for five "
-    "seconds while no set is worked on",
+    "publishes, another type, a quality of service that does not match; or sets went without a sensor; or simulated "
+    "time stands still for five seconds while no set is worked on",
     "sets": "sweeps were dropped since the last message (`superseded` aside)",
     "inference": "",
     "ego motion": "it is not known",
