@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from browser import NO_CHROMIUM, find_chromium
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,8 +20,10 @@ OPTIONAL_PACKAGES = {
     "message_filters": 1,
     "cv_bridge": 1,
     "sensor_msgs_py": 1,
+    "triton": 1,
 }
 """How many tests each optional package has, all of which skip where it is not installed."""
+NO_CUDA = "no CUDA device: the compiled kernels of splatting"
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +55,8 @@ def _expected_skips(items: list[pytest.Item]) -> Counter[str]:
     expected = {
         package: count for package, count in OPTIONAL_PACKAGES.items() if importlib.util.find_spec(package) is None
     }
+    if not torch.cuda.is_available():
+        expected[NO_CUDA] = 1
     if not Path(os.environ.get("FUSIONOCC_SHARED", ROOT.parent / "shared")).is_dir():
         expected[NO_SHARED] = sum("shared" in getattr(item, "fixturenames", ()) for item in items)
     if find_chromium() is None:

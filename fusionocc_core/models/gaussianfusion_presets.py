@@ -66,5 +66,5 @@ def gaussianfusion_tiny() -> GaussianFusionConfig:
         anchors=cameras.anchors,
         points=PointLifterConfig(measured=1200, learned=400, cell=0.8),
         encoder=cameras.encoder,
-        head=cameras.head,
+        head=ProbabilisticHeadConfig(splat=SplatOptions(reach=3.0)),
     )

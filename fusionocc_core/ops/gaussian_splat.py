@@ -13,10 +13,13 @@ from torch import Tensor
 
 from fusionocc_core.gaussians import Gaussians
 from fusionocc_core.ops.gaussian_splat_boxes import BOXES, Boxes, SplatGrid, boxes_of
+from fusionocc_core.ops.gaussian_splat_lists import TilePlan
 from fusionocc_core.ops.gaussian_splat_reference import splat_pairs
-from fusionocc_core.ops.gaussian_splat_tiles import TilePlan, precision_root, splat_tiles
+from fusionocc_core.ops.gaussian_splat_tiles import precision_root, splat_tiles
+from fusionocc_core.ops.gaussian_splat_triton import unavailable
 
-BACKENDS = ("auto", "tiles", "pairs")
+BACKENDS = ("auto", "tiles", "triton", "pairs")
+MIXTURES = ("density", "opacity")
 
 SMALLEST_SCALE, LARGEST_SCALE = 1e-4, 1e4
 """Metres. Outside, squares and densities leave the range of float32."""
@@ -36,7 +39,11 @@ class SplatOptions:
     memory_bytes: int = 256 * 2**20
     """For everything but arguments, results and a few numbers a Gaussian; forward and backward each."""
     backend: str = "auto"
-    """"tiles" (what "auto" takes) or "pairs" (the readable form; slow, and its backward keeps every pair)."""
+    """"tiles" (what "auto" takes), "triton" (the same lists in kernels; CUDA, float32) or "pairs" (the readable form;
+    slow, and its backward keeps every pair)."""
+    mixture: str = "density"
+    """What weighs Gaussians against each other where splat_probabilistic mixes their semantics. "density": opacity
+    times density, so that a small one counts more than a large one (official). "opacity": opacity times alpha."""
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -48,6 +55,8 @@ class SplatOptions:
             raise ValueError(f"SplatOptions.memory_bytes={self.memory_bytes}; expected a positive number of bytes")
         if self.backend not in BACKENDS:
             raise ValueError(f"SplatOptions.backend={self.backend!r}; expected one of {BACKENDS}")
+        if self.mixture not in MIXTURES:
+            raise ValueError(f"SplatOptions.mixture={self.mixture!r}; expected one of {MIXTURES}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +112,9 @@ def splat_probabilistic(
     options = options or SplatOptions()
     gaussians = _checked(gaussians)
     with torch.autocast(gaussians.device.type, enabled=False):
-        density_BG = gaussians.opacities_BG / ((2 * math.pi) ** 1.5 * gaussians.scales_BG3.prod(dim=2))
+        density_BG = gaussians.opacities_BG
+        if options.mixture == "density":
+            density_BG = density_BG / ((2 * math.pi) ** 1.5 * gaussians.scales_BG3.prod(dim=2))
         columns = [density_BG.unsqueeze(2) * gaussians.semantics_BGC, density_BG.unsqueeze(2)]
         weights_BGD = torch.cat([*columns, torch.ones_like(columns[1])], dim=2)
         sums_BXYZD, log_BXYZ = _sums(gaussians, weights_BGD, grid, options, survival=True)
@@ -130,10 +141,18 @@ def _sums(
     gaussians: Gaussians, weights_BGD: Tensor, grid: SplatGrid, options: SplatOptions, *, survival: bool
 ) -> tuple[Tensor, Tensor]:
     """Of alpha x weights (B, X, Y, Z, D) and of log(1 - alpha) (B, X, Y, Z)."""
+    if options.backend == "triton" and (problem := _no_kernels(gaussians)):
+        raise ValueError(f"SplatOptions.backend='triton': {problem}; take backend='tiles'")
     boxes = boxes_of(gaussians, grid, options.reach, options.boxes)
     splat = _by_pairs if options.backend == "pairs" else _by_tiles
     samples = [splat(gaussians, weights_BGD, b, boxes[b], grid, options, survival) for b in range(len(boxes))]
     return torch.stack([sums for sums, _ in samples]), torch.stack([log for _, log in samples])
+
+
+def _no_kernels(gaussians: Gaussians) -> str:
+    if gaussians.dtype != torch.float32:
+        return f"the kernels compute in float32, the Gaussians are {gaussians.dtype}"
+    return unavailable(gaussians.device.type)
 
 
 def _by_tiles(
@@ -149,7 +168,13 @@ def _by_tiles(
     root_G6 = precision_root(
         exact.precisions_BG33()[b], exact.covariances_BG33()[b], exact.scales_BG3[b].prod(dim=1).reciprocal()
     )
-    plan = TilePlan(boxes=boxes, grid=grid, memory_bytes=options.memory_bytes, survival=survival)
+    plan = TilePlan(
+        boxes=boxes,
+        grid=grid,
+        memory_bytes=options.memory_bytes,
+        survival=survival,
+        kernels=options.backend == "triton",
+    )
     return splat_tiles(gaussians.means_BG3[b], root_G6.to(gaussians.dtype), weights_BGD[b], plan)
 
 

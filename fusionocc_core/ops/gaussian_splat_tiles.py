@@ -20,38 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fusionocc_core.ops.gaussian_splat_boxes import Boxes, SplatGrid
+from fusionocc_core.ops import gaussian_splat_triton
+from fusionocc_core.ops.gaussian_splat_lists import ALPHA_MAX, EDGE, VOXELS, Pairs, TilePlan, blocks, too_little
 
-EDGE = 4
-"""Voxels along each edge of a tile; the fastest of those tried on a CPU."""
-VOXELS = EDGE**3
 OUTSIDE = 1e15
 """Distance, in standard deviations, given to voxels outside a box: its square fits float32, and exp(-square) is 0."""
-ALPHA_MAX = 1 - 2**-23
-"""Largest value of a Gaussian in 1 - alpha, so that its logarithm stays finite in float32."""
 ARRAYS_A_VOXEL = 7
 """Arrays of T x K x V that live at once, at most (backward, with the survival)."""
-INDEX_BYTES_A_PAIR = 72
-"""Of the lists of pairs while they are made: nine integers of eight bytes."""
 VOXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
 """T x K x V of a chunk: on a CPU the fastest of those tried, elsewhere what keeps the device busy."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TilePlan:
-    """What does not change between forward and backward."""
-
-    boxes: Boxes
-    grid: SplatGrid
-    memory_bytes: int
-    survival: bool
-    """Whether the product of (1 - alpha) is wanted."""
-
-    @property
-    def tiles_xyz(self) -> tuple[int, int, int]:
-        """Tiles along each axis; the last ones may stick out of the grid."""
-        x, y, z = (-(-count // EDGE) for count in self.grid.shape_xyz)
-        return x, y, z
 
 
 def precision_root(precision_G33: Tensor, covariance_G33: Tensor, root_determinant_G: Tensor) -> Tensor:
@@ -99,10 +76,13 @@ class _SplatTiles(torch.autograd.Function):
         ctx.save_for_backward(means_G3, root_G6, weights_GD)
         ctx.plan = plan
         table, weights = _tables(means_G3, root_G6, weights_GD, plan)
-        tiles = _count(plan.tiles_xyz)
+        tiles = plan.tiles
         sums_NVD = weights.new_zeros(tiles, VOXELS, weights.shape[1])
         log_NV = weights.new_zeros(tiles if plan.survival else 0, VOXELS)
-        for pairs in _blocks(plan, weights):
+        for pairs in blocks(plan, weights):
+            if plan.kernels:
+                gaussian_splat_triton.add_sums(pairs, table, weights, plan, sums_NVD, log_NV)
+                continue
             for tiles_T, rows_TK, _ in _chunks(pairs, plan, weights):
                 alpha_TKV = _evaluate(table, rows_TK, tiles_T, plan).alpha_TKV
                 sums_NVD[tiles_T] = torch.bmm(alpha_TKV.mT, F.embedding(rows_TK, weights))
@@ -119,20 +99,11 @@ class _SplatTiles(torch.autograd.Function):
         means_G3, root_G6, weights_GD = ctx.saved_tensors
         table, weights = _tables(means_G3, root_G6, weights_GD, plan)
         grad_GD = weights.new_zeros(len(weights), 9 + weights.shape[1])
-        for pairs in _blocks(plan, weights):
+        for pairs in blocks(plan, weights):
             # One row a pair, and a last one for the padding, whose gradient nobody wants.
             grad_PD = weights.new_zeros(len(pairs.rows_P) + 1, grad_GD.shape[1])
-            for tiles_T, rows_TK, places_TK in _chunks(pairs, plan, weights):
-                values = _evaluate(table, rows_TK, tiles_T, plan)
-                grad_sums_TVD = grad_sums_NVD[tiles_T]
-                grad_alpha_TKV = torch.bmm(F.embedding(rows_TK, weights), grad_sums_TVD.mT)
-                if plan.survival:
-                    left_TKV = values.alpha_TKV.clamp(max=ALPHA_MAX).neg_().add_(1)
-                    grad_alpha_TKV.sub_(grad_log_NV[tiles_T].unsqueeze(1) / left_TKV)
-                    del left_TKV
-                grad_weights_TKD = torch.bmm(values.alpha_TKV, grad_sums_TVD)
-                grad_TK9 = _geometry_gradient(values, grad_alpha_TKV)
-                grad_PD[places_TK.flatten()] = torch.cat([grad_TK9, grad_weights_TKD], dim=2).flatten(0, 1)
+            fill = gaussian_splat_triton.fill_gradients if plan.kernels else _fill_gradients
+            fill(pairs, table, weights, plan, grad_sums_NVD, grad_log_NV, grad_PD)
             # Each Gaussian's pairs in a fixed order: index_add would add them in any order on a GPU.
             grad_GD[:-1] += F.embedding_bag(
                 pairs.by_gaussian_Q, grad_PD, pairs.starts_G1, mode="sum", include_last_offset=True
@@ -141,21 +112,27 @@ class _SplatTiles(torch.autograd.Function):
         return means, root, rest, None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Pairs:
-    """Pairs of (tile, Gaussian) of one block, sorted by tile, then Gaussian."""
-
-    rows_P: Tensor
-    """Gaussian of each pair."""
-    tiles_L: Tensor
-    """The tiles that have any, longest list first."""
-    lengths_L: Tensor
-    starts_L: Tensor
-    """Their lists: rows_P[start] to rows_P[start + length]."""
-    by_gaussian_Q: Tensor
-    """Places in rows_P, sorted by Gaussian."""
-    starts_G1: Tensor
-    """(G + 1,) where each Gaussian's places begin."""
+def _fill_gradients(
+    pairs: Pairs,
+    table: Tensor,
+    weights: Tensor,
+    plan: TilePlan,
+    grad_sums_NVD: Tensor,
+    grad_log_NV: Tensor,
+    grad_PD: Tensor,
+) -> None:
+    """Write the gradient of every pair: of mean (3), root (6) and weights."""
+    for tiles_T, rows_TK, places_TK in _chunks(pairs, plan, weights):
+        values = _evaluate(table, rows_TK, tiles_T, plan)
+        grad_sums_TVD = grad_sums_NVD[tiles_T]
+        grad_alpha_TKV = torch.bmm(F.embedding(rows_TK, weights), grad_sums_TVD.mT)
+        if plan.survival:
+            left_TKV = values.alpha_TKV.clamp(max=ALPHA_MAX).neg_().add_(1)
+            grad_alpha_TKV.sub_(grad_log_NV[tiles_T].unsqueeze(1) / left_TKV)
+            del left_TKV
+        grad_weights_TKD = torch.bmm(values.alpha_TKV, grad_sums_TVD)
+        grad_TK9 = _geometry_gradient(values, grad_alpha_TKV)
+        grad_PD[places_TK.flatten()] = torch.cat([grad_TK9, grad_weights_TKD], dim=2).flatten(0, 1)
 
 
 def _tables(means_G3: Tensor, root_G6: Tensor, weights_GD: Tensor, plan: TilePlan) -> tuple[Tensor, Tensor]:
@@ -170,60 +147,7 @@ def _tables(means_G3: Tensor, root_G6: Tensor, weights_GD: Tensor, plan: TilePla
     return table, F.pad(weights_GD, (0, 0, 0, 1))
 
 
-def _blocks(plan: TilePlan, weights: Tensor) -> Iterator[_Pairs]:
-    """Cut the tiles into blocks whose lists fit half the memory."""
-    first_G3, last_G3 = plan.boxes.first_G3 // EDGE, plan.boxes.last_G3.div(EDGE, rounding_mode="floor")
-    last_G3 = torch.where(plan.boxes.last_G3 < plan.boxes.first_G3, -1, last_G3)
-    bytes_a_pair = INDEX_BYTES_A_PAIR + (9 + weights.shape[1]) * weights.element_size()
-    most = plan.memory_bytes // 2 // bytes_a_pair
-    todo: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((0, 0, 0), plan.tiles_xyz)]
-    while todo:
-        start, stop = todo.pop()
-        low_G3 = torch.maximum(first_G3, first_G3.new_tensor(start))
-        sizes_G3 = (torch.minimum(last_G3, last_G3.new_tensor(stop) - 1) - low_G3 + 1).clamp(min=0)
-        counts_G = sizes_G3.prod(dim=1)
-        pairs = int(counts_G.sum())
-        lengths = [to - at for at, to in zip(start, stop, strict=True)]
-        if pairs > most:
-            if max(lengths) == 1:
-                raise _too_little(plan, 2 * pairs * bytes_a_pair, pairs)
-            axis = lengths.index(max(lengths))
-            middle = start[axis] + lengths[axis] // 2
-            todo.append(((*start[:axis], middle, *start[axis + 1 :]), stop))
-            todo.append((start, (*stop[:axis], middle, *stop[axis + 1 :])))
-        elif pairs:
-            yield _pairs(counts_G, low_G3, sizes_G3, plan)
-
-
-def _pairs(counts_G: Tensor, low_G3: Tensor, sizes_G3: Tensor, plan: TilePlan) -> _Pairs:
-    """List and sort the pairs of one block, whose tiles of each Gaussian are given."""
-    _, tiles_y, tiles_z = plan.tiles_xyz
-    starts_G1 = F.pad(counts_G.cumsum(0), (1, 0))
-    rows_Q = torch.repeat_interleave(counts_G)
-    within_Q = torch.arange(len(rows_Q), device=rows_Q.device) - starts_G1[rows_Q]
-    size_z_Q, size_y_Q = sizes_G3[:, 2][rows_Q], sizes_G3[:, 1][rows_Q]
-    first_G = (low_G3[:, 0] * tiles_y + low_G3[:, 1]) * tiles_z + low_G3[:, 2]
-    column_Q = within_Q // size_z_Q
-    tile_Q = first_G[rows_Q] + within_Q - column_Q * size_z_Q  # along z
-    row_Q = column_Q // size_y_Q
-    tile_Q += ((column_Q - row_Q * size_y_Q) + row_Q * tiles_y) * tiles_z
-    order_P = tile_Q.int().sort(stable=True).indices
-    by_gaussian_Q = torch.empty_like(order_P)
-    by_gaussian_Q[order_P] = torch.arange(len(order_P), device=order_P.device)
-    lengths_N = torch.bincount(tile_Q, minlength=_count(plan.tiles_xyz))
-    lengths_L, tiles_L = lengths_N.sort(descending=True, stable=True)
-    used = int((lengths_L > 0).sum())
-    return _Pairs(
-        rows_P=rows_Q[order_P],
-        tiles_L=tiles_L[:used],
-        lengths_L=lengths_L[:used],
-        starts_L=(lengths_N.cumsum(0) - lengths_N)[tiles_L[:used]],
-        by_gaussian_Q=by_gaussian_Q,
-        starts_G1=starts_G1,
-    )
-
-
-def _chunks(pairs: _Pairs, plan: TilePlan, weights: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _chunks(pairs: Pairs, plan: TilePlan, weights: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Tiles (T,), their Gaussians (T, K) and where these stand in ``pairs`` (T, K): as many tiles as fit at once.
 
     Beyond a tile's list, the Gaussian is the one that reaches nothing and the place is one past the last.
@@ -239,7 +163,7 @@ def _chunks(pairs: _Pairs, plan: TilePlan, weights: Tensor) -> Iterator[tuple[Te
     while start < len(lengths):
         longest = lengths[start]
         if longest > most:
-            raise _too_little(plan, 2 * longest * bytes_a_pair, longest)
+            raise too_little(plan, 2 * longest * bytes_a_pair, longest)
         stop = min(start + max(at_once // longest, 1), len(lengths))
         steps_K = torch.arange(longest, device=pairs.rows_P.device)
         places_TK = pairs.starts_L[start:stop, None] + steps_K
@@ -336,14 +260,3 @@ def _untile(values_NVD: Tensor, plan: TilePlan) -> Tensor:
     x, y, z = plan.grid.shape_xyz
     split = values_NVD.view(*plan.tiles_xyz, EDGE, EDGE, EDGE, -1).permute(0, 3, 1, 4, 2, 5, 6)
     return split.reshape(*(EDGE * count for count in plan.tiles_xyz), -1)[:x, :y, :z]
-
-
-def _count(shape: tuple[int, int, int]) -> int:
-    return shape[0] * shape[1] * shape[2]
-
-
-def _too_little(plan: TilePlan, needed: int, gaussians: int) -> ValueError:
-    return ValueError(
-        f"memory_bytes={plan.memory_bytes}: one tile of {EDGE} x {EDGE} x {EDGE} voxels meets {gaussians} Gaussians, "
-        f"which takes {needed} bytes; allow at least that, or let the Gaussians reach less far"
-    )

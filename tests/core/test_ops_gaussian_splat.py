@@ -118,6 +118,23 @@ def test_the_same_input_gives_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_the_same_bits_on_several_threads():
+    """Many tiles, long lists, more than one block: where threads could share a sum."""
+    gaussians = some(num=400, batch=1, dtype=torch.float32)
+    options = replace(TILES, memory_bytes=4_000_000)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        first, second = (volumes_and_gradients(gaussians, options) for _ in range(2))
+        torch.set_num_threads(1)
+        alone = volumes_and_gradients(gaussians, options)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    for several, one in zip(first, alone, strict=True):
+        torch.testing.assert_close(several, one, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
+
+
 def test_two_in_a_batch_equal_two_singles():
     both = some()
     for b in range(2):
@@ -204,6 +221,30 @@ def test_memory_stays_within_what_is_allowed():
     assert peaks[8_000_000] < 0.7 * peaks[64_000_000] < 0.7 * (64_000_000 + beside)
 
 
+@pytest.mark.parametrize("backend", ["tiles", "pairs"])
+def test_a_mixture_by_opacity_leaves_the_size_of_a_gaussian_out(backend):
+    gaussians = some()
+    found = splat_probabilistic(gaussians, GRID, SplatOptions(reach=60.0, backend=backend, mixture="opacity"))
+    weights = gaussians.opacities_BG[:, :, None, None, None] * (-0.5 * distances(gaussians, GRID)).exp()
+    mixed = torch.einsum("bgc,bgxyz->bczyx", gaussians.semantics_BGC, weights)
+    total = weights.sum(dim=1).permute(0, 3, 2, 1).unsqueeze(1)
+    torch.testing.assert_close(found.semantics_BCZYX, torch.where(total > 1e-9, mixed / total, 0.25))
+    torch.testing.assert_close(
+        found.occupancy_BZYX, splat_probabilistic(gaussians, GRID, SplatOptions(reach=60.0)).occupancy_BZYX
+    )
+
+
+def test_huge_and_tiny_ones_beside_a_budget_for_one_tile_never_give_nan():
+    """A thousand of both in float32, blocks of a few tiles; then a budget that is too small says so."""
+    gaussians = some(num=1000, batch=1, dtype=torch.float32)
+    ends = torch.where(torch.arange(1000)[None, :, None] % 2 == 0, 1e-4, 9e3)
+    gaussians = replace(gaussians, scales_BG3=ends.expand(1, 1000, 3).contiguous())
+    found = volumes_and_gradients(gaussians, replace(TILES, memory_bytes=12_000_000))
+    assert all(tensor.isfinite().all() for tensor in found)
+    with pytest.raises(ValueError, match=r"memory_bytes=1000000: .* \d+ Gaussians, which takes \d+ bytes"):
+        splat_additive(gaussians, GRID, replace(TILES, memory_bytes=1_000_000))
+
+
 def spoilt(name, value):
     gaussians = some()
     tensor = getattr(gaussians, name).clone()
@@ -242,6 +283,7 @@ def test_bad_arguments_are_named():
         {"boxes": "sphere"},
         {"memory_bytes": 0},
         {"backend": "cuda"},
+        {"mixture": "softmax"},
     ):
         with pytest.raises(ValueError, match=f"SplatOptions.{next(iter(wrong))}="):
             SplatOptions(**wrong)
