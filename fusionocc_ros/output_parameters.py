@@ -44,6 +44,7 @@ class OutputParameters:
     )
     publish_markers: bool = _offer("~/markers", "cubes for rviz")
     publish_voxels: bool = _offer("~/voxels", "the occupied voxels as a cloud")
+    publish_gaussians: bool = _offer("~/gaussians", "ellipsoids for rviz, of networks that have Gaussians")
     publish_grid: bool = _offer("~/grid", "what blocks a robot, for Nav2")
     publish_voxel_grid: bool = _offer("~/voxel_grid", "columns of Nav2, where nav2_msgs is installed")
     publish_foxglove: bool = _offer("~/foxglove", "voxels for Foxglove, where foxglove_msgs is installed")
@@ -53,6 +54,7 @@ class OutputParameters:
     occupancy_max_rate: float = _rate("occupancy", 0.0)
     markers_max_rate: float = _rate("markers", 5.0)
     voxels_max_rate: float = _rate("voxels", 0.0)
+    gaussians_max_rate: float = _rate("gaussians", 2.0)
     grid_max_rate: float = _rate("grid", 0.0)
     voxel_grid_max_rate: float = _rate("voxel_grid", 0.0)
     foxglove_max_rate: float = _rate("foxglove", 5.0)
@@ -63,6 +65,22 @@ class OutputParameters:
         True, "Leave out of ~/markers the voxels that are hidden on all sides.", name="markers.surface_only", live=True
     )
 
+    gaussians_most: int = parameter(
+        1000,
+        "Most markers in ~/gaussians, those with the largest opacity first.",
+        name="gaussians.most",
+        low=1,
+        high=100_000,
+        live=True,
+    )
+    gaussians_deviations: float = parameter(
+        1.0,
+        "Half an axis of an ellipsoid in ~/gaussians, in standard deviations.",
+        name="gaussians.deviations",
+        low=0.1,
+        high=5.0,
+        live=True,
+    )
     grid_frame: str = parameter(
         FIXED,
         "Frame of ~/grid: that of the vehicle, or fixed_frame where /tf gives the vehicle's motion (else the former).",

@@ -28,6 +28,7 @@ from fusionocc_ros.drawing import (
     occupancy_to_markers,
     picture_message,
 )
+from fusionocc_ros.gaussian_markers import gaussians_to_markers
 from fusionocc_ros.navigation import UNKNOWN, Robot, flat_grid, judge_columns, nav2_columns
 from fusionocc_ros.occupancy_messages import Provenance, occupancy_to_message
 from fusionocc_ros.output_parameters import FIXED
@@ -95,6 +96,16 @@ def _markers(result: Result) -> bytes:
         result.provenance.frame_id,
         alpha=parameters.markers_alpha,
         surface_only=parameters.markers_surface_only,
+    )
+
+
+def _gaussians(result: Result) -> bytes:
+    parameters = result.parameters
+    return gaussians_to_markers(
+        result.occupancy,
+        result.provenance.frame_id,
+        most=parameters.gaussians_most,
+        deviations=parameters.gaussians_deviations,
     )
 
 
@@ -231,6 +242,15 @@ OUTPUTS: tuple[Output, ...] = (
         make=_markers,
         offered=lambda p: p.publish_markers,
         max_rate=lambda p: p.markers_max_rate,
+        clear=lambda last: clearing_markers(),
+    ),
+    Output(
+        topic="~/gaussians",
+        what="ellipsoids of networks that have Gaussians, the most opaque ones: SPHEREs, named by class",
+        load=lambda: MarkerArray,
+        make=_gaussians,
+        offered=lambda p: p.publish_gaussians,
+        max_rate=lambda p: p.gaussians_max_rate,
         clear=lambda last: clearing_markers(),
     ),
     Output(
