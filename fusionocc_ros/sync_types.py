@@ -30,7 +30,7 @@ SYNC_CAUSES: dict[str, str] = {
     DUPLICATE: "a second sweep with the stamp of the one before",
     OUT_OF_ORDER: "the sweep is older than one that came before it",
     TOO_FEW_CAMERAS: "fewer than sync.min_cameras cameras had a picture within sync.tolerance by the deadline",
-    OVERFLOW: "more than sync.max_pending sweeps were waiting for pictures: the oldest gave way",
+    OVERFLOW: "more than 20 sweeps were waiting for pictures: the oldest gave way",
     TIME_JUMP: "the stamps jumped back (a bag looped, a simulation restarted) while the sweep was waiting",
     STOPPED: "the node was deactivated while the sweep was waiting",
     UNMATCHED: "sync.policy approximate_time found no set for the sweep",

@@ -160,6 +160,20 @@ def test_a_sweep_with_times_is_deskewed_and_one_of_a_standing_clock_is_not() -> 
             np.testing.assert_allclose(frame.lidar.points[:, :3], expected[:, :3], atol=3e-3)
 
 
+def test_times_that_are_not_understood_are_said_once_and_the_points_left_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    values = points(len(WORLD))
+    strange = timed_cloud(START, values, np.full(len(WORLD), 4711.0))
+    with bench() as b:
+        for _ in range(2):
+            frame = b.assembler.assemble(b.moment(clouds={LIDAR: strange})).frame
+            np.testing.assert_array_equal(frame.lidar.points[:, :3], values[:, :3])
+    assert [r.getMessage() for r in caplog.records] == [
+        "lidar_top has times of points in a unit that is not known: its points are taken as of one moment"
+    ]
+
+
 def test_clouds_of_several_lidars_become_one_as_the_first_would_have_seen_it() -> None:
     times_s = np.linspace(-0.05, 0.03, len(WORLD))
     rear_stamp = START + 20 * MS

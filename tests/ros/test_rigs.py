@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from nav_msgs.msg import Odometry
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import PointCloud2
 from synthetic_sensors import (
@@ -112,6 +115,49 @@ def test_a_network_that_needs_a_camera_refuses_a_rig_without(world: World, capfd
     drive = Drive(world, FakeNetwork(needs_all=True), camera_names=[""])
     assert not drive.started
     assert "camera_names: there is none, and fake needs one" in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({}, "rig_file has no camera CAM_FRONT_LEFT, .*; it has front, left, back, right"),
+        ({"base_frame": "body"}, "rig_file is about base_frame 'base_link', but parameter base_frame is 'body'"),
+        (
+            {"camera_names": ["front"], "other_lidar_names": ["REAR"]},
+            "rig_file has no LiDAR REAR; it has lidar",
+        ),
+    ],
+)
+def test_a_rig_file_of_another_vehicle_is_refused(
+    world: World, values: dict[str, Any], text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(__file__).resolve().parents[2] / "config" / "rig_four_cameras.yaml"
+    assert not Drive(world, rig_file=str(file), **values).started
+    assert re.search(f"cannot configure: {text}", "".join(capfd.readouterr()))
+
+
+def test_transforms_and_odometry_that_cannot_be_are_ignored_and_said(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drive = Drive(world)
+    odometry = drive.vehicle.node.create_publisher(Odometry, "/odom", RELIABLE)
+    nowhere = transform("map", "base_link", START, (float("nan"), 0.0, 0.0))
+    bad = Odometry(child_frame_id="base_link")  # its quaternion is zero
+    bad.header.frame_id = "odom"
+    bad.pose.pose.orientation.w = 0.0
+    said = ""
+
+    def heard() -> bool:
+        nonlocal said
+        drive.vehicle.tf.publish(TFMessage(transforms=[nowhere]))
+        odometry.publish(bad)
+        drive.world.spin_for(0.1)
+        said += "".join(capfd.readouterr())
+        return "odometry of 'base_link' is ignored" in said and "from 'base_link' to 'map' is ignored" in said
+
+    assert world.spin_until(heard)
+    drive.send(until=lambda: bool(drive.got) and not drive.got[-1].missing)
+    assert drive.got[-1].ego_motion == SemanticOccupancy.EGO_MOTION_TF
 
 
 def test_clouds_of_two_lidars_are_one_cloud(world: World) -> None:

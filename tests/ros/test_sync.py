@@ -468,6 +468,23 @@ def test_a_lidar_that_is_only_late_does_not_start_time_anew_when_it_is_back() ->
     assert_ledger(sync)
 
 
+def test_a_lidar_with_a_clock_of_its_own_starts_time_anew_once_when_it_comes() -> None:
+    sync, clock = make(**ALONE, cameras=("A",))
+    sets = []
+    for k in range(40):
+        clock.now += 100 * MS
+        sets += sync.add_picture("A", START + k * 100 * MS, k)
+        if k >= 30:
+            sets += sync.add_sweep(50 * S + k * 100 * MS, k)  # seconds since it was switched on
+    clock.now += S
+    sets += sync.poll()
+    assert (sync.counters.resets, sync.counters.dropped[OUT_OF_ORDER]) == (1, 0)
+    alone = [s for s in sets if LIDAR not in s.clouds]
+    assert all("A" in s.pictures for s in alone)
+    assert [s.missing for s in sets[len(alone) :]] == [("A",)] * 10
+    assert_ledger(sync)
+
+
 def test_a_player_that_holds_its_bag_does_not_make_cameras_stand_in() -> None:
     sync, clock = make(**ALONE, cameras=("A",))
     for k in range(5):
