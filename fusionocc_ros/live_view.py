@@ -24,6 +24,9 @@ PATIENCE_S = 30.0
 
 POLL_S = 0.02
 
+SPIN_S = 0.2
+"""How long the listening thread sleeps at most before it looks whether it shall end."""
+
 QUEUE = 20
 """Messages that wait for us on each topic."""
 
@@ -125,17 +128,22 @@ def listening() -> Iterator[Any]:
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
 
+    ended = threading.Event()
+
     def spin() -> None:
+        # Not spin(): shut down under it, it fails in ways that differ from release to release.
         with contextlib.suppress(ExternalShutdownException, ShutdownException):
-            executor.spin()
+            while not ended.is_set():
+                executor.spin_once(timeout_sec=SPIN_S)
 
     thread = threading.Thread(target=spin, name="view", daemon=True)
     thread.start()
     try:
         yield node
     finally:
-        executor.shutdown()
+        ended.set()
         thread.join()
+        executor.shutdown()
         node.destroy_node()
         context.try_shutdown()
 

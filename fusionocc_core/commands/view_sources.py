@@ -104,7 +104,7 @@ def open_source(args: argparse.Namespace) -> ViewSource:
         camera_history=inputs.camera_history if inputs else 0,
         lidar_history=inputs.lidar_history if inputs else 0,
     )
-    source = _open(options)
+    source = open_kind(options)
     return source if model is None else PredictingSource(source, model, args.device)
 
 
@@ -127,7 +127,12 @@ def _model(args: argparse.Namespace) -> OccupancyModel | None:
     return make_model(args.preset, args.checkpoint)
 
 
-def _open(options: SourceOptions) -> ViewSource:
+def open_kind(options: SourceOptions) -> ViewSource:
+    """The source of whichever kind it is.
+
+    Raises:
+        FileNotFoundError, ValueError, ModuleNotFoundError: as ``open_source``.
+    """
     for entry_point in entry_points(group=GROUP):
         opener: SourceOpener = entry_point.load()
         if opener.accepts(options.source):

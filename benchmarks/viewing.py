@@ -1,0 +1,116 @@
+"""Times the viewer's work: ``python benchmarks/viewing.py --data data/sim``.
+
+For every keyframe: what one update of the voxels costs (surface, comparison with the frame before, logging), what a
+whole moment costs (six pictures, cloud, truth, prediction, difference, boxes), and one frame of a video (drawing and
+encoding). Times are processor time of this process. The prediction is the truth of the keyframe before, so that there
+is something to compare. ``--parked`` shows the same volume with a few voxels changed, as of a robot that stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from machine import in_words, machine, write_report
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from fusionocc_core.commands.view_sources import SourceOptions, open_kind
+from fusionocc_core.structures import Occupancy
+from fusionocc_core.viz.difference import truth_as_occupancy
+from fusionocc_core.viz.rerun_log import RerunLog, require_rerun
+from fusionocc_core.viz.scene_picture import scene_picture
+from fusionocc_core.viz.surface import surface_voxels
+from fusionocc_core.viz.video import VideoWriter
+from fusionocc_core.viz.view_frame import ViewFrame
+
+PERIOD_S = 0.5
+"""Of nuScenes' keyframes: what a live view of them has for each on one core."""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a data set with Occ3D labels")
+    parser.add_argument("--frames", type=int, default=20, help="keyframes (default: 20, a video of ten seconds)")
+    parser.add_argument("--parked", action="store_true", help="the same volume again and again, but for a few voxels")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the figures there")
+    args = parser.parse_args()
+    console = Console()
+    about = machine()
+    console.print(in_words(about), highlight=False)
+    found = measure(args.data, args.frames, parked=args.parked)
+    table = Table(title=f"processor time of {args.frames} keyframes, ms", title_justify="left")
+    for name in ("", "p50", "p95", "largest", "all, s"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, seconds in found.times_s.items():
+        p50, p95 = np.percentile(seconds, [50, 95]) * 1e3
+        table.add_row(name, f"{p50:.1f}", f"{p95:.1f}", f"{max(seconds) * 1e3:.1f}", f"{sum(seconds):.1f}")
+    console.print(table)
+    share = np.percentile(found.times_s["moment"], 95) / PERIOD_S
+    console.print(
+        f"{found.surface:.0f} visible of {found.solid:.0f} solid voxels, {found.sent:.0f} of them sent, a frame"
+    )
+    console.print(f"a live view at 2 Hz needs {100 * share:.0f} % of a core (p95)")
+    if args.out:
+        write_report(args.out, about, {"times_s": found.times_s, "parked": args.parked, "frames": args.frames})
+
+
+def measure(data: str, frames: int, *, parked: bool) -> SimpleNamespace:
+    """All times, seconds, and means of voxels."""
+    rerun = require_rerun()
+    stream = rerun.RecordingStream("benchmark")
+    memory = stream.memory_recording()
+    log, whole = RerunLog(stream), RerunLog(stream)
+    times: dict[str, list[float]] = {"voxel update": [], "moment": [], "picture": [], "encoding": []}
+    counts: list[tuple[int, int, int]] = []
+    with tempfile.TemporaryDirectory() as folder, VideoWriter(Path(folder) / "a.mp4", fps=2.0) as video:
+        for step, frame in enumerate(track(moments(data, frames, parked=parked), "keyframes", total=frames)):
+            assert frame.prediction is not None, "moments gives it"
+            stream.set_time("frame", sequence=step)
+            sent = timed(times["voxel update"], lambda p=frame.prediction: log.add_volume("prediction", p))
+            solid = len(frame.prediction.occupied())
+            counts.append((solid, len(surface_voxels(frame.prediction).index_M), int(sent)))
+            timed(times["moment"], lambda f=frame: whole.add(f))
+            picture = timed(times["picture"], lambda f=frame: scene_picture(f))
+            timed(times["encoding"], lambda p=picture: video.write(p))
+    del memory
+    solid, surface, sent = np.mean(counts, axis=0)
+    return SimpleNamespace(times_s=times, solid=solid, surface=surface, sent=sent)
+
+
+def moments(data: str, frames: int, *, parked: bool) -> Iterator[ViewFrame]:
+    """Keyframes with a prediction: the truth of the one before."""
+    rng = np.random.default_rng(0)
+    before: Occupancy | None = None
+    for frame in open_kind(SourceOptions(source=data, limit=frames)):
+        assert frame.truth is not None, f"{data} has no labels"
+        truth = truth_as_occupancy(frame.truth, frame.stamp_ns)
+        prediction = before or truth
+        if parked:
+            labels = prediction.labels.copy()
+            x, y = rng.integers(0, np.array(labels.shape[:2]) - 6)
+            labels[x : x + 5, y : y + 5, 2:5] = truth.label_set.names.index("car")
+            prediction = replace(prediction, labels=labels)
+        yield replace(frame, prediction=prediction, latencies_s={"total": 0.1})
+        if not parked or before is None:
+            before = truth
+
+
+def timed(into: list[float], work: Callable[[], object]) -> object:
+    """The result of some work, its processor time noted."""
+    began = time.process_time()
+    result = work()
+    into.append(time.process_time() - began)
+    return result
+
+
+if __name__ == "__main__":
+    main()
