@@ -37,8 +37,9 @@ from fusionocc_core.export.parity import Keyframe, timed
 from fusionocc_core.export.run import Exporter, calibration_batches, frames_of, keyframes_to_compare
 from fusionocc_core.metrics import OccupancyScore
 from fusionocc_core.models.network import OccupancyNetwork
+from fusionocc_core.predictor import HasBfloat16Parts, LabelsDirectly, network_for_inference
 from fusionocc_core.presets import load_model
-from fusionocc_core.structures import Occupancy
+from fusionocc_core.structures import Batch, LabelOutputs, Occupancy, Outputs
 
 CANDIDATES = (
     "torch-export-fp32",
@@ -50,6 +51,9 @@ CANDIDATES = (
     "openvino-int8",
 )
 PYTORCH = "PyTorch fp32"
+"""The network itself, with all scores: what labels are compared with, and times."""
+PREDICTOR = {"PyTorch fp32, Predictor": "float32", "PyTorch bf16, Predictor": "bfloat16"}
+"""As Predictor runs it: norms folded, labels without all scores."""
 CALIBRATION_FRAMES = 24
 
 
@@ -66,6 +70,22 @@ class Row:
     computes_in: str = "fp32"
     timings: dict[str, dict[str, float]] = field(default_factory=dict)
     """Threads to milliseconds and ratios."""
+
+
+class AsPredictor:
+    """The network as Predictor runs it."""
+
+    def __init__(self, network: OccupancyNetwork, precision: str) -> None:
+        self._network = network_for_inference(network, torch.device("cpu"), precision)
+
+    def __call__(self, batch: Batch) -> Outputs | LabelOutputs:
+        """The labels of a batch."""
+        if isinstance(self._network, LabelsDirectly):
+            return self._network.label(batch, confidence=False)
+        return self._network(batch)
+
+
+Model = OccupancyNetwork | AsPredictor | ExportedModel
 
 
 def main() -> None:
@@ -121,11 +141,10 @@ def export_missing(network: OccupancyNetwork, args: argparse.Namespace) -> dict[
 def compare_labels(
     network: OccupancyNetwork, artefacts: dict[str, Artefact], keyframes: Sequence[Keyframe]
 ) -> dict[str, Row]:
-    """Labels and scores of all, one candidate in memory at a time."""
+    """Labels and scores of all."""
     expected = [timed(network, one.batch)[0] for one in keyframes]
     rows = {PYTORCH: Row(scores=scores_of(network, keyframes, expected))}
-    for name, artefact in track(artefacts.items(), "comparing", console=Console(stderr=True)):
-        model = load_exported(artefact.folder)
+    for name, model in track(others(network, artefacts), "comparing", console=Console(stderr=True)):
         found = [timed(model, one.batch)[0] for one in keyframes]
         same = [a == b for a, b in zip(found, expected, strict=True)]
         free = network.config.label_set.free
@@ -135,11 +154,20 @@ def compare_labels(
             labels_equal_worst=float(min(s.mean() for s in same)),
             occupied_equal=float(occupied.mean()),
             scores=scores_of(network, keyframes, found),
-            megabytes=megabytes(artefact),
-            runtime=model.runtime.name,
-            computes_in=model.runtime.computes_in,
         )
+        if isinstance(model, ExportedModel):
+            rows[name].megabytes = megabytes(model.artefact)
+            rows[name].runtime, rows[name].computes_in = model.runtime.name, model.runtime.computes_in
+        elif name in PREDICTOR:
+            rows[name].computes_in = name.split(",")[0].removeprefix("PyTorch ")
     return rows
+
+
+def others(network: OccupancyNetwork, artefacts: dict[str, Artefact]) -> list[tuple[str, Model]]:
+    """All but the network itself, by name."""
+    possible = {k: v for k, v in PREDICTOR.items() if v == "float32" or isinstance(network, HasBfloat16Parts)}
+    folded = [(name, AsPredictor(network, precision)) for name, precision in possible.items()]
+    return [*folded, *((name, load_exported(artefact.folder)) for name, artefact in artefacts.items())]
 
 
 def scores_of(
@@ -165,8 +193,7 @@ def time_all(
 ) -> None:
     """Milliseconds of all candidates, in turn."""
     torch.set_num_threads(threads)
-    models: dict[str, OccupancyNetwork | ExportedModel] = {PYTORCH: network}
-    models |= {name: load_exported(artefact.folder, threads=threads) for name, artefact in artefacts.items()}
+    models: dict[str, Model] = {PYTORCH: network, **dict(others(network, artefacts))}
     wall, cpu = defaultdict(list), defaultdict(list)
     for one in track(keyframes, f"timing with {threads} threads", console=Console(stderr=True)):
         for repeat in range(repeats + 1):

@@ -128,7 +128,22 @@ def test_options_that_an_artefact_does_not_take(folder, capsys, options, words):
     assert "--runtime onnx: the weights that ship are no exported network" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_processor_without_the_precision_is_told_of(caplog):
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "hint"),
+    [
+        ("bf16", ("BF16", "FP32", "INT8"), "bf16"),
+        ("bf16", ("FP32", "INT8"), "f32"),
+        ("fp16", ("BF16", "FP32"), "f32"),
+        ("fp16", ("BF16", "FP32", "FP16"), "f16"),
+        ("int8", ("FP32", "INT8"), "f32"),
+        ("fp32", ("BF16", "FP32", "FP16"), "f32"),
+    ],
+)
+def test_openvino_never_computes_in_less_than_was_asked_for(precision, capabilities, hint):
+    assert runtimes.hint_for(precision, capabilities) == hint
+
+
+def test_what_a_compiled_model_computes_in():
     """What OpenVINO reports of a compiled model decides, not what was asked for."""
 
     def operation(layer, precision):
