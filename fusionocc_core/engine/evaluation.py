@@ -82,7 +82,7 @@ class LabelledFrames(Dataset[LabelledFrame]):
     ) -> None:
         if not len(frames):
             raise ValueError("there is no keyframe to evaluate on")
-        check_labels(frames, segmentation=False)
+        check_labels(frames, segmentation=False, grid=grid)
         read_truth(frames, 0, grid, label_set)
         self.frames, self.inputs, self.grid, self.label_set = frames, inputs, grid, label_set
         self.rays, self.seed, self.things = rays, seed, things

@@ -11,25 +11,40 @@ import numpy as np
 from fusionocc_core.data.imgseg import imgseg_path
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.data.occ3d import occ3d_path, read_occ3d
-from fusionocc_core.grids import LabelSet, VoxelGrid
+from fusionocc_core.data.surroundocc import read_surroundocc, surroundocc_path
+from fusionocc_core.grids import OCC3D_GRID, LabelSet, VoxelGrid
 from fusionocc_core.metrics import OccupancyTruth
 
 
 def read_truth(frames: NuScenesFrames, index: int, grid: VoxelGrid, label_set: LabelSet) -> OccupancyTruth:
-    """The Occ3D labels of a keyframe on a network's grid.
+    """The labels of a keyframe on a network's grid: Occ3D's, or SurroundOcc's where the grid is in the LiDAR's frame.
 
     Raises:
         FileNotFoundError: there are none.
         ValueError: the file is damaged, or the labels do not fit the network.
     """
-    keyframe = frames.keyframe(index)
-    truth = read_occ3d(occ3d_path(frames.root, keyframe.scene, keyframe.token))
+    path = label_path(frames, index, grid)
+    truth = read_surroundocc(path) if grid.frame == "lidar" else read_occ3d(path)
     if truth.label_set != label_set:
         raise ValueError(
             f"the labels have the classes {truth.label_set.name!r}, the network has {label_set.name!r}: choose another "
             "recipe or other labels"
         )
     return crop_truth(truth, grid)
+
+
+def label_path(frames: NuScenesFrames, index: int, grid: VoxelGrid) -> Path:
+    """Where the labels of a keyframe lie for networks that answer on a grid.
+
+    Raises:
+        ValueError: the keyframe has no LiDAR sweep, whose file SurroundOcc's labels are named after.
+    """
+    keyframe = frames.keyframe(index)
+    if grid.frame != "lidar":
+        return occ3d_path(frames.root, keyframe.scene, keyframe.token)
+    if frames.lidar is None or frames.lidar not in keyframe.records:
+        raise ValueError(f"keyframe {keyframe.token} has no LiDAR sweep: SurroundOcc's labels are named after its file")
+    return surroundocc_path(frames.root, keyframe.records[frames.lidar].path)
 
 
 def crop_truth(truth: OccupancyTruth, grid: VoxelGrid) -> OccupancyTruth:
@@ -65,21 +80,33 @@ def crop_truth(truth: OccupancyTruth, grid: VoxelGrid) -> OccupancyTruth:
 
 
 def check_labels(
-    frames: NuScenesFrames, *, segmentation: bool, voxels: bool = True, indices: Sequence[int] | None = None
+    frames: NuScenesFrames,
+    *,
+    segmentation: bool,
+    voxels: bool = True,
+    indices: Sequence[int] | None = None,
+    grid: VoxelGrid = OCC3D_GRID,
 ) -> None:
     """Look for every file of labels before anything is trained, or for those of some keyframes.
 
     Raises:
         FileNotFoundError: some are missing.
     """
-    keyframes = [frames.keyframe(index) for index in (range(len(frames)) if indices is None else indices)]
-    occupancy = [occ3d_path(frames.root, keyframe.scene, keyframe.token) for keyframe in keyframes] if voxels else []
-    report_missing(
-        "Occ3D labels",
-        occupancy,
-        "they come with the Occ3D-nuScenes download (gts/); `fusionocc prepare ROOT --check` lists what is missing",
+    chosen = range(len(frames)) if indices is None else indices
+    what, hint = (
+        (
+            "SurroundOcc labels",
+            "they come with the SurroundOcc download (surroundocc/samples/), or from `fusionocc label`",
+        )
+        if grid.frame == "lidar"
+        else (
+            "Occ3D labels",
+            "they come with the Occ3D-nuScenes download (gts/); `fusionocc prepare ROOT --check` lists all",
+        )
     )
+    report_missing(what, [label_path(frames, index, grid) for index in chosen] if voxels else [], hint)
     if segmentation:
+        keyframes = [frames.keyframe(index) for index in chosen]
         maps = [
             imgseg_path(frames.root, keyframe.records[camera])
             for keyframe in keyframes

@@ -148,7 +148,7 @@ class OccupancyExamples:
                 "empty; set LossConfig.center_heatmap and center_position to 0"
             )
         labelled = [index for index in range(len(frames)) if config.is_labelled(index)]
-        check_labels(frames, segmentation=needs.segmentation, voxels=needs.voxels, indices=labelled)
+        check_labels(frames, segmentation=needs.segmentation, voxels=needs.voxels, indices=labelled, grid=needs.grid)
         if labelled and needs.voxels:
             read_truth(frames, labelled[0], needs.grid, needs.label_set)
         self._rays = KeyframeRays(frames, config.rays, needs.label_set, config.is_labelled) if needs.rays else None

@@ -1,4 +1,4 @@
-"""AdamW over all weights, as the official recipe has it."""
+"""AdamW over all weights, as the official recipes have it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = 5.0
     """Largest L2 norm of all gradients together; none does not clip."""
+    rate_of_parts: tuple[tuple[str, float], ...] = ()
+    """Weights whose name holds a text learn at this share of the rate; the first text that fits counts. GaussianFormer:
+    (("img_backbone", 0.1),)."""
 
     def __post_init__(self) -> None:
         """Refuse rates that do not train."""
@@ -25,6 +28,8 @@ class OptimizerConfig:
                 f"OptimizerConfig: lr={self.lr} and clip_norm={self.clip_norm} must be positive, "
                 f"weight_decay={self.weight_decay} not negative"
             )
+        if any(share <= 0 for _, share in self.rate_of_parts):
+            raise ValueError(f"OptimizerConfig.rate_of_parts={self.rate_of_parts}: expected positive shares")
 
 
 def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
@@ -33,7 +38,16 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Ada
     Raises:
         ValueError: nothing does.
     """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if not weights:
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            share = next((share for text, share in config.rate_of_parts if text in name), 1.0)
+            groups.setdefault(share, []).append(weight)
+    if not groups:
         raise ValueError("make_optimizer: the network has no weight that takes a gradient")
-    return torch.optim.AdamW(weights, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        [{"params": weights, "share": share} for share, weights in sorted(groups.items(), reverse=True)],
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+    )

@@ -234,7 +234,7 @@ class Trainer:
     def _set_rate(self) -> float:
         factor = rate_factor(self.config.schedule, step=self.step, epoch=self.epoch, epochs=self.config.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optimizer.lr * factor
+            group["lr"] = self.config.optimizer.lr * factor * group.get("share", 1.0)  # older checkpoints have none
         return self.config.optimizer.lr * factor
 
     def _gradients_shared(self, shared: bool) -> AbstractContextManager[None]:

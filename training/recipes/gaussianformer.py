@@ -41,7 +41,7 @@ def gaussianformer_25600_solid() -> Recipe:
         train=TrainConfig(
             epochs=20,
             batch=BatchConfig(total=8, per_process=1),
-            optimizer=OptimizerConfig(lr=2e-4, clip_norm=35.0),
+            optimizer=OptimizerConfig(lr=2e-4, clip_norm=35.0, rate_of_parts=(("img_backbone", 0.1),)),
             schedule=ScheduleConfig(every="step", final_ratio=0.1, warmup_steps=500, warmup_ratio=0.005),
             ema=None,
         ),
