@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,16 @@ if TYPE_CHECKING:
 
 DROPPED = "dropped: "
 """How keys on /diagnostics begin whose values count dropped frames; the cause follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the node has answered."""
+
+    messages: dict[int, SemanticOccupancy]
+    """By stamp."""
+    a_second: float | None
+    """How many came in a second of the wall clock, from the first to the last; None where there is only one."""
 
 
 class Collector:
@@ -28,6 +40,7 @@ class Collector:
         self.topic = topic
         self._domain_id = domain_id
         self._messages: dict[int, SemanticOccupancy] = {}
+        self._arrived_s: list[float] = []
         self._dropped: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -70,10 +83,15 @@ class Collector:
         with self._lock:
             return set(self._messages)
 
-    def messages(self) -> dict[int, SemanticOccupancy]:
-        """By stamp."""
+    def answers(self) -> Answers:
+        """The messages, and how fast they came."""
         with self._lock:
-            return dict(self._messages)
+            first_s, last_s = (self._arrived_s[i] if self._arrived_s else 0.0 for i in (0, -1))
+            several = last_s > first_s
+            return Answers(
+                messages=dict(self._messages),
+                a_second=(len(self._arrived_s) - 1) / (last_s - first_s) if several else None,
+            )
 
     def dropped(self) -> dict[str, int]:
         """How many frames the node has dropped, by cause; see causes.CAUSES."""
@@ -94,6 +112,7 @@ class Collector:
         from fusionocc_ros.convert import stamp_to_ns
 
         with self._lock:
+            self._arrived_s.append(time.monotonic())
             self._messages[stamp_to_ns(message.header.stamp)] = message
 
     def _spin(self) -> None:

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
     from fusionocc_core.data.nuscenes import NuScenesFrames
     from fusionocc_core.viz.summary import Summary
-    from fusionocc_msgs.msg import SemanticOccupancy
     from fusionocc_ros.bag import BagSummary
-    from fusionocc_ros.collector import Collector
+    from fusionocc_ros.collector import Answers, Collector
 
 ANSWERS = "/fusionocc/occupancy"
 """Where the node publishes, under its own name."""
@@ -57,6 +56,13 @@ DROP_LOGGED = "frame dropped"
 """Begins what the node logs of a frame that it could not use."""
 
 POLL_S = 0.1
+
+PLAY_RATE = 20.0
+"""Bag seconds in a wall-clock second: keyframes lie half a second apart, and the node would wait for the player."""
+
+LOOKAHEAD_S = 10.0
+"""All that lies before the next sweep is sent before the answer is waited for: only when every camera has spoken after
+a sweep does the node know that no nearer picture will come."""
 
 SYNC_DEADLINE_S = 2.0
 """The player waits for the node, so the node may wait for pictures, however busy the machine is."""
@@ -240,7 +246,7 @@ def _write_parameters(plan: DemoPlan, frames: NuScenesFrames) -> Path:
     return path
 
 
-def _play(plan: DemoPlan, bag: BagSummary, settings: Path, console: Console) -> dict[int, SemanticOccupancy]:
+def _play(plan: DemoPlan, bag: BagSummary, settings: Path, console: Console) -> Answers:
     """Run node and player until every keyframe is answered."""
     from fusionocc_ros.collector import Collector
 
@@ -250,9 +256,10 @@ def _play(plan: DemoPlan, bag: BagSummary, settings: Path, console: Console) -> 
         _wait_for_node(node, collector, console)
         command = [sys.executable, "-m", "fusionocc_ros.commands", "bag", "play", str(bag.path), "--clock"]
         command += ["--wait-for", ANSWERS, "--wait-timeout", str(plan.answer_timeout_s), "--subscriber-timeout", "60"]
+        command += ["--rate", str(PLAY_RATE), "--lookahead", str(LOOKAHEAD_S)]
         player = processes.start("player", command)
         _follow(bag, node, player, collector, console)
-        return collector.messages()
+        return collector.answers()
 
 
 def _wait_for_node(node: Child, collector: Collector, console: Console) -> None:
@@ -309,7 +316,7 @@ def _reason(node: Child, dropped: dict[str, int]) -> str:
 
 
 def _write_results(
-    plan: DemoPlan, frames: NuScenesFrames, bag: BagSummary, answers: dict[int, SemanticOccupancy], console: Console
+    plan: DemoPlan, frames: NuScenesFrames, bag: BagSummary, answers: Answers, console: Console
 ) -> Summary:
     from dataclasses import replace
 
@@ -323,10 +330,10 @@ def _write_results(
 
     played = set(bag.keyframe_stamps_ns)
     indices = [i for i in frames.scene_indices(bag.scene) if frames.stamp_ns(i) in played]
-    summary = Summary(frames_in=len(played))
+    summary = Summary(frames_in=len(played), frames_a_second=answers.a_second)
     remove_results(plan.out / bag.scene)
     for index in track(indices, "drawing", console=console, transient=True, disable=not console.is_terminal):
-        message = answers[frames.stamp_ns(index)]
+        message = answers.messages[frames.stamp_ns(index)]
         timings = Timings(
             prepare_s=message.preparation_time, network_s=message.network_time, decode_s=message.decoding_time
         )
@@ -348,6 +355,8 @@ def ros_environment() -> Iterator[None]:
         "PYTHONUNBUFFERED": "1",
         "RCUTILS_LOGGING_USE_STDOUT": "1",
         "RCUTILS_COLORIZED_OUTPUT": "0",
+        # Threads of the network that wait for work must not keep the player and us from ours.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
     if os.environ.get("ROS_DISTRO") == "humble":
         # It does not know the discovery range yet.

@@ -28,6 +28,8 @@ class Summary:
     skipped: list[str] = field(default_factory=list)
     """Frames that could not be predicted, each with the reason."""
     latencies_s: list[float] = field(default_factory=list)
+    frames_a_second: float | None = None
+    """How many were predicted in a second, one after the other; None where nobody has measured it."""
     label_set: LabelSet | None = None
     counts: NDArray[np.int64] | None = None
     """Voxels of each class over all frames."""
@@ -82,6 +84,8 @@ class Summary:
         if self.latencies_s:
             run.add_row(f"{latency_name} p50", f"{self.latency(50) * 1e3:.0f} ms")
             run.add_row(f"{latency_name} p95", f"{self.latency(95) * 1e3:.0f} ms")
+        if self.frames_a_second is not None:
+            run.add_row("keyframes a second", f"{self.frames_a_second:.1f}")
         return Group(run, self._classes())
 
     def _classes(self) -> Table:
