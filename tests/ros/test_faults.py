@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fault_street import LIDAR, MOVED_M, TF, Street, street
+from fault_street import LIDAR, MOVED_M, RECOVERY_S, TF, Message, Street, street
 from synthetic_sensors import OFFICIAL_CAMERAS, S
 
 from fusionocc_ros.causes import CAUSES
@@ -183,10 +183,13 @@ def test_a_quality_of_service_that_does_not_match_is_said(vehicle: Street) -> No
 )
 def test_time_jumps(vehicle: Street, jump_s: int, why: str) -> None:
     jumps = vehicle.counter("time jumps")
+
+    def there(message: Message) -> bool:
+        return message.full and abs(message.stamp_ns - time.time_ns() - jump_s * S) < 2 * S
+
     vehicle.tell(offset_ns=jump_s * S)
-    there = vehicle.next(lambda m: m.full, why, 2.0)
-    while there.lidar_history == 0:  # memory of what is now the past
-        there = vehicle.next(lambda m: m.full, "memory comes back")
+    vehicle.next(there, why, RECOVERY_S)
+    vehicle.next(lambda m: there(m) and m.lidar_history > 0, "memory comes back")
     vehicle.tell(offset_ns=0)
     vehicle.recovers()
     vehicle.wait_for(lambda: vehicle.counter("time jumps") > jumps, 2, "the jump is counted")
