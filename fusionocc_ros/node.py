@@ -46,6 +46,7 @@ from fusionocc_ros.parameters import NodeParameters
 from fusionocc_ros.publishers import Outputs
 from fusionocc_ros.rig import load_rig
 from fusionocc_ros.ros_log import RosHandler
+from fusionocc_ros.spinning import spin
 from fusionocc_ros.sync import SensorSet, SyncCounters
 from fusionocc_ros.work import Work
 
@@ -54,8 +55,6 @@ EngineFactory = Callable[[NodeParameters], Engine]
 NAME = "fusionocc"
 LOG_PERIOD_S = 5.0
 """Between two lines in the log about the same kind of trouble."""
-SIGNAL_CHECK_S = 0.5
-"""How long the node sleeps at most before it looks whether it has been interrupted."""
 CLOSE_TIMEOUT_S = 4.0
 """How long the end of the process waits for the network; `ros2 launch` kills after five seconds."""
 
@@ -373,9 +372,7 @@ def main(args: list[str] | None = None, *, engine_factory: EngineFactory = load_
             return 1 if rclpy.ok() else 0  # interrupted while the network was loaded
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        while rclpy.ok():
-            # Not spin(): a signal that comes just before it waits does not wake it, and it would wait for ever.
-            executor.spin_once(timeout_sec=SIGNAL_CHECK_S)
+        spin(executor, rclpy.ok, node._warn)
     except (ParameterException, ValueError) as error:
         sys.stderr.write(f"occ_node: error: {error}\n")
         return 1

@@ -38,6 +38,7 @@ from fusionocc_ros.palettes import PALETTES
 from fusionocc_ros.parameters import NodeParameters, table
 from fusionocc_ros.services import SERVICES
 from fusionocc_ros.snapshots import SnapshotFolder
+from fusionocc_ros.spinning import spin
 from fusionocc_ros.sync import SyncCounters
 from fusionocc_ros.waiting import StartUp, missing_inputs
 
@@ -461,3 +462,20 @@ def test_the_hash_is_of_names_types_shapes_and_bytes() -> None:
     assert len({weights_hash(w) for w in (weights, *others)}) == 5
     view = torch.arange(12.0).reshape(3, 4).t()
     assert weights_hash({"a": view}) == weights_hash({"a": view.contiguous()})
+
+
+def test_a_message_that_rclpy_itself_cannot_take_does_not_end_the_node() -> None:
+    outcomes: list[Any] = [ValueError("Seconds value must not be negative"), None, OverflowError("too large"), None]
+    told: list[tuple[str, str]] = []
+
+    def spin_once(timeout_sec: float) -> None:
+        error = outcomes.pop(0)
+        if error is not None:
+            raise error
+
+    spin(SimpleNamespace(spin_once=spin_once), lambda: bool(outcomes), lambda kind, text: told.append((kind, text)))
+    assert [kind for kind, _ in told] == ["bad_message"] * 2
+    assert told[0][1].endswith("Seconds value must not be negative")
+    outcomes[:] = [KeyError("ours")]
+    with pytest.raises(KeyError):
+        spin(SimpleNamespace(spin_once=spin_once), lambda: bool(outcomes), lambda kind, text: None)
