@@ -166,7 +166,7 @@ class OpenVinoRuntime:
 HEAVY = ("Convolution", "FullyConnected", "MatMul")
 """Where a network's time goes, by OpenVINO's names."""
 
-OPENVINO_NAMES = {"f32": "fp32", "f16": "fp16", "u8": "int8", "i8": "int8"}
+OPENVINO_NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8"}
 """Of precisions that we call otherwise."""
 
 
@@ -176,7 +176,8 @@ def precisions_of(runtime_model: Any) -> str:
     for operation in runtime_model.get_ops():
         about = operation.get_rt_info()
         if about["layerType"].astype(str) in HEAVY:
-            name = about["runtimePrecision"].astype(str)
+            # The kernel's name tells, such as "brgconv_avx512_bf16"; "runtimePrecision" may be that of stored weights.
+            name = about["primitiveType"].astype(str).lower().rsplit("_", 1)[-1]
             counts[OPENVINO_NAMES.get(name, name)] += 1
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 

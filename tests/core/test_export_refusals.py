@@ -146,11 +146,12 @@ def test_openvino_never_computes_in_less_than_was_asked_for(precision, capabilit
 def test_what_a_compiled_model_computes_in():
     """What OpenVINO reports of a compiled model decides, not what was asked for."""
 
-    def operation(layer, precision):
-        about = {"layerType": layer, "runtimePrecision": precision}
+    def operation(layer, kernel):
+        about = {"layerType": layer, "primitiveType": kernel}
         told = {k: types.SimpleNamespace(astype=lambda _, v=v: v) for k, v in about.items()}
         return types.SimpleNamespace(get_rt_info=lambda: told)
 
-    layers = [("Convolution", "f32")] * 3 + [("Convolution", "u8"), ("FullyConnected", "bf16"), ("Reorder", "bf16")]
+    layers = [("Convolution", "brgconv_avx512_f32")] * 3
+    layers += [("Convolution", "jit_avx512_I8"), ("FullyConnected", "brgemm_avx512_bf16"), ("Reorder", "jit_uni_bf16")]
     model = types.SimpleNamespace(get_ops=lambda: [operation(*layer) for layer in layers])
     assert runtimes.precisions_of(model) == "fp32 3, int8 1, bf16 1"
