@@ -22,7 +22,7 @@ from fusionocc_core.ops.volume_render_rays import Rays, RenderConfig, renderocc_
 logger = logging.getLogger(__name__)
 
 TARGETS = ("range", "z")
-RENDERING_TERMS = ("rendered_depth", "rendered_semantic", "entropy", "distortion")
+RENDERING_TERMS = ("rendered_depth", "rendered_semantic", "entropy", "distortion", "sight")
 """Names of the weights in RenderingLossConfig and of the terms in Losses."""
 
 NUSCENES_RAY_COUNTS = (
@@ -48,6 +48,8 @@ NUSCENES_RAY_COUNTS = (
 
 _TINY = 1e-7
 _LEAST_SQUARE = 1e-12
+_LEAST_SHARE = 0.01
+"""Of a ray: bounds the gradient where a ray is stopped long before, by what its measurement says nothing about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,9 @@ class RenderingLossConfig:
     rendered_semantic: float = 1.0
     entropy: float = 0.01
     distortion: float = 0.01
+    sight: float = 0.0
+    """Rays shall end near what was measured (see RenderConfig.near). RenderOcc does without; its other terms say little
+    about where along a ray its weights lie."""
     target: str = "range"
     """What rendered depth is held against: "range": the distance along the ray. "z": the camera's z, as RenderOcc has
     it, which is shorter away from the middle of the picture."""
@@ -113,7 +118,7 @@ class DensityVolume:
 
 
 def renderocc_losses(*, target: str = "z", weight: float = 1.0) -> RenderingLossConfig:
-    """What RenderOcc is trained with; ``weight`` is that of depth and classes (0.1 in the fork that has voxel labels)."""
+    """What RenderOcc is trained with; ``weight``: of depth and classes (0.1 in the fork that has voxel labels)."""
     return RenderingLossConfig(
         rendered_depth=weight,
         rendered_semantic=weight,
@@ -229,6 +234,11 @@ def ray_entropy(transmittance_R: Tensor) -> Tensor:
     return entropy_R.sum() / max(len(entropy_R), 1)
 
 
+def ray_sight(near_R: Tensor) -> Tensor:
+    """Mean of -ln(share of a ray that is stopped near what was measured + 1 %), in nats. Zero without rays."""
+    return -torch.log(near_R.float() + _LEAST_SHARE).sum() / max(len(near_R), 1)
+
+
 def rendering_losses(rendered: RenderedRays, rays: Rays, config: RenderingLossConfig, *, unknown: int) -> Losses:
     """Every term that the config gives a weight: of each sample's rays, then the mean over the samples that have some.
 
@@ -260,6 +270,9 @@ def rendering_losses(rendered: RenderedRays, rays: Rays, config: RenderingLossCo
         )
     if config.entropy:
         terms["entropy"] = every_R, lambda i: ray_entropy(rendered.transmittance_R[i])
+    if config.sight:
+        measured_R = (rays.range_R > 0) & rays.range_R.isfinite()
+        terms["sight"] = measured_R, lambda i: ray_sight(rendered.near_R[i])
     if config.distortion:
         terms["distortion"] = every_R, lambda i: rendered.distortion_R[i].float().mean()
     with torch.autocast(rendered.depth_R.device.type, enabled=False):

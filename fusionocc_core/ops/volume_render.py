@@ -41,6 +41,8 @@ class RenderedRays:
     """How far a ray's weights are spread (mip-NeRF 360)."""
     places_R: Tensor
     """int64: how many places have a weight."""
+    near_R: Tensor
+    """Share of the ray that is stopped near its measured depth (see RenderConfig.near); zero where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,8 @@ def _render(
         per_sample_weights=share_W8.flatten(),
     )
     depth_R, pairs_R, own_R = _sums(weight_RS, places, config)
-    return depth_R, semantic_RK, transmittance_R, pairs_R, own_R, (weight_RS.detach() > 0).sum(dim=1)
+    near_R = (weight_RS * near_measured(rays.range_R, places.distance_S, config)).sum(dim=1)
+    return depth_R, semantic_RK, transmittance_R, pairs_R, own_R, (weight_RS.detach() > 0).sum(dim=1), near_R
 
 
 @torch.no_grad()
@@ -206,9 +209,16 @@ def _sums(weight_RS: Tensor, places: Places, config: RenderConfig) -> tuple[Tens
     return depth_R, pairs_R, (weight_RS**2 * width_RS).sum(dim=1) / 3
 
 
+def near_measured(range_R: Tensor, distance_S: Tensor, config: RenderConfig) -> Tensor:
+    """(R, S) bool: places near what was measured along the ray; none where nothing was."""
+    half_R = config.near + config.near_share * range_R
+    close_RS = (distance_S * config.radius - range_R[:, None]).abs() <= half_R[:, None]
+    return close_RS & (range_R > 0)[:, None]
+
+
 def _finish(joined: list[Tensor], rays: Rays, samples: int, config: RenderConfig) -> RenderedRays:
     """Rays put together; the official width of a place needs to know all places of the sample."""
-    depth_R, semantic_RK, transmittance_R, pairs_R, own_R, places_R = joined
+    depth_R, semantic_RK, transmittance_R, pairs_R, own_R, places_R, near_R = joined
     if config.distortion_width == "official":
         places_B = places_R.new_zeros(samples).index_add(0, rays.sample_R, places_R)
         own_R = own_R / places_B.clamp(min=1)[rays.sample_R]
@@ -218,6 +228,7 @@ def _finish(joined: list[Tensor], rays: Rays, samples: int, config: RenderConfig
         transmittance_R=transmittance_R,
         distortion_R=pairs_R + own_R,
         places_R=places_R,
+        near_R=near_R,
     )
 
 
@@ -254,7 +265,8 @@ def volume_render_reference(
         depth = config.radius * ((w * (t if config.depth_mode == "metric" else s)).sum() + _DEPTH_FLOOR)
         pairs = (w[:, None] * w[None] * (s[:, None] - s[None]).abs()).sum()
         own = (w**2 * (s_end - s if metric_width else 1.0)).sum() / 3
-        parts.append((depth, (w * score).sum(dim=1), left, pairs, own, (w > 0).sum()))
+        near = (w * near_measured(ray.range_R, t, config)[0]).sum()
+        parts.append((depth, (w * score).sum(dim=1), left, pairs, own, (w > 0).sum(), near))
     return _finish([torch.stack(values) for values in zip(*parts, strict=True)], rays, len(density_BXYZ), config)
 
 

@@ -58,6 +58,10 @@ class RenderConfig:
     exp(-softplus(density - 13.8) / 2), whatever the distance."""
     distortion_width: str = "metric"
     """The width of a place in the distortion: "metric": its own. "official": 1 / number of places of the sample."""
+    near: float = 0.4
+    """Places up to so far from what was measured count as near it, metres along the ray ..."""
+    near_share: float = 0.05
+    """... and this share of what was measured: far away rays graze the ground, where a voxel is long."""
     least_alpha: float = 1e-7
     """Places of at most this opacity are left out."""
     least_weight: float = 1e-7
@@ -82,6 +86,10 @@ class RenderConfig:
             )
         if any(lower >= upper for lower, upper in zip(self.box_lower, self.box_upper, strict=True)):
             raise ValueError(f"RenderConfig: box_lower={self.box_lower} must lie below box_upper={self.box_upper}")
+        if not (self.near > 0 and self.near_share >= 0):
+            raise ValueError(
+                f"RenderConfig: near={self.near} must be positive, near_share={self.near_share} not negative"
+            )
         if not self.step > 0 or self.cells_across < 20 * self.step:
             raise ValueError(
                 f"RenderConfig: step={self.step} voxels, cells_across={self.cells_across}; expected a positive step "

@@ -64,7 +64,7 @@ def outputs_and_gradients(render, density, semantic, rays, config):
     leaves = density.clone().requires_grad_(), semantic.clone().requires_grad_()
     out = render(*leaves, rays, config)
     generator = torch.Generator().manual_seed(9)
-    values = [out.depth_R, out.semantic_RK, out.transmittance_R, out.distortion_R]
+    values = [out.depth_R, out.semantic_RK, out.transmittance_R, out.distortion_R, out.near_R]
     weighed = [(v * torch.randn(v.shape, generator=generator, dtype=v.dtype)).sum() for v in values]
     torch.stack(weighed).sum().backward()
     return [*(v.detach() for v in values), out.places_R, *(leaf.grad for leaf in leaves)]
@@ -178,6 +178,17 @@ def test_mirrored_world_mirrored_rays_same_picture(name):
 def test_range_follows_a_scaled_frame():
     scaled = example(CONFIGS["metric"])[2].transformed(torch.diag(torch.tensor([1.1, 1.1, 1.1, 1.0])))
     torch.testing.assert_close(scaled.range_R, 1.1 * example(CONFIGS["metric"])[2].range_R)
+
+
+def test_what_is_stopped_near_the_measured_depth():
+    density = torch.zeros(1, 200, 200, 16)
+    density[:, 150:] = 60.0  # from x = 20 m on
+    rays = rays_of(torch.tensor([[0.0, 0.0, 1.5]]).expand(4, 3), torch.tensor([[1.0, 0.0, 0.0]]).expand(4, 3),
+                   [20.0, 21.0, 12.0, 0.0])  # fmt: skip
+    out = volume_render(density, torch.zeros(1, 200, 200, 16, 1), rays, RenderConfig())
+    torch.testing.assert_close(out.near_R, torch.tensor([1.0, 1.0, 0.0, 0.0]), atol=1e-2, rtol=0)
+    strict = volume_render(density, torch.zeros(1, 200, 200, 16, 1), rays, replace(RenderConfig(), near_share=0.0))
+    assert strict.near_R[1] < 0.01
 
 
 def test_places_are_skipped_as_a_plain_loop_says():

@@ -33,6 +33,7 @@ def example(rays: int = 12, classes: int = 17) -> tuple[RenderedRays, Rays]:
         transmittance_R=torch.rand(rays, generator=generator).requires_grad_(),
         distortion_R=torch.rand(rays, generator=generator).requires_grad_(),
         places_R=torch.ones(rays, dtype=torch.int64),
+        near_R=torch.rand(rays, generator=generator).requires_grad_(),
     )
     measured = Rays(
         origin_R3=torch.zeros(rays, 3),
@@ -151,3 +152,17 @@ def test_other_bad_input_is_refused():
             RenderingLossConfig(**wrong)
     with pytest.raises(ValueError, match="one must be positive"):
         RenderingLossConfig(rendered_depth=0.0, rendered_semantic=0.0, entropy=0.0, distortion=0.0)
+
+
+def test_rays_are_wanted_to_end_where_something_was_measured():
+    rendered, rays = example()
+    rays.depth_R[:4] = torch.tensor([0.0, math.nan, math.inf, -1.0])
+    config = RenderingLossConfig(rendered_depth=0.0, rendered_semantic=0.0, entropy=0.0, distortion=0.0, sight=2.0)
+    losses = rendering_losses(rendered, rays, config, unknown=UNKNOWN)
+    shares = [rendered.near_R[4:][rays.sample_R[4:] == b] for b in (0, 1)]
+    expected = sum(-(s + 0.01).log().mean() for s in shares)  # weight 2, mean of two samples
+    torch.testing.assert_close(losses.terms["sight"], expected)
+    assert losses.parts[0].labelled == 8
+    losses.total.backward()
+    assert (rendered.near_R.grad[:4] == 0).all()
+    assert (rendered.near_R.grad[4:] < 0).all()

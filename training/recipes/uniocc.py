@@ -168,6 +168,7 @@ def uniocc_both_simulated_cpu() -> Recipe:
             depth=0.05,
             class_weights=balancing_weights(OCC3D_VOXEL_COUNTS),
             rendering=RenderingLossConfig(
+                sight=0.5,
                 class_weights=balancing_weights(NUSCENES_RAY_COUNTS),
                 render=rendering_of(model.grid, step=1.0),
                 chunk_rays=8000,
