@@ -41,12 +41,13 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a data set with Occ3D labels")
     parser.add_argument("--frames", type=int, default=20, help="keyframes (default: 20, a video of ten seconds)")
     parser.add_argument("--parked", action="store_true", help="the same volume again and again, but for a few voxels")
+    parser.add_argument("--no-pictures", action="store_true", help="leave out pictures and the video")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the figures there")
     args = parser.parse_args()
     console = Console()
     about = machine()
     console.print(in_words(about), highlight=False)
-    found = measure(args.data, args.frames, parked=args.parked)
+    found = measure(args.data, args.frames, parked=args.parked, pictures=not args.no_pictures)
     table = Table(title=f"processor time of {args.frames} keyframes, ms", title_justify="left")
     for name in ("", "p50", "p95", "largest", "all, s"):
         table.add_column(name, justify="left" if not name else "right")
@@ -63,13 +64,14 @@ def main() -> None:
         write_report(args.out, about, {"times_s": found.times_s, "parked": args.parked, "frames": args.frames})
 
 
-def measure(data: str, frames: int, *, parked: bool) -> SimpleNamespace:
+def measure(data: str, frames: int, *, parked: bool, pictures: bool = True) -> SimpleNamespace:
     """All times, seconds, and means of voxels."""
     rerun = require_rerun()
     stream = rerun.RecordingStream("benchmark")
     memory = stream.memory_recording()
     log, whole = RerunLog(stream), RerunLog(stream)
-    times: dict[str, list[float]] = {"voxel update": [], "moment": [], "picture": [], "encoding": []}
+    names = ("voxel update", "moment", *(("picture", "encoding") if pictures else ()))
+    times: dict[str, list[float]] = {name: [] for name in names}
     counts: list[tuple[int, int, int]] = []
     with tempfile.TemporaryDirectory() as folder, VideoWriter(Path(folder) / "a.mp4", fps=2.0) as video:
         for step, frame in enumerate(track(moments(data, frames, parked=parked), "keyframes", total=frames)):
@@ -79,8 +81,9 @@ def measure(data: str, frames: int, *, parked: bool) -> SimpleNamespace:
             solid = len(frame.prediction.occupied())
             counts.append((solid, len(surface_voxels(frame.prediction).index_M), int(sent)))
             timed(times["moment"], lambda f=frame: whole.add(f))
-            picture = timed(times["picture"], lambda f=frame: scene_picture(f))
-            timed(times["encoding"], lambda p=picture: video.write(p))
+            if pictures:
+                picture = timed(times["picture"], lambda f=frame: scene_picture(f))
+                timed(times["encoding"], lambda p=picture: video.write(p))
     del memory
     solid, surface, sent = np.mean(counts, axis=0)
     return SimpleNamespace(times_s=times, solid=solid, surface=surface, sent=sent)

@@ -105,7 +105,8 @@ def _column_from_above(picture: Picture, panels: list[_Panel]) -> None:
     rows = -(-len(panels) // columns) if panels else 1
     cell = min((width - MARGIN * (columns - 1)) // columns, (height - MARGIN * (rows - 1)) // rows)
     for k, panel in enumerate(panels):
-        above = np.asarray(cv2.resize(birds_eye(panel.occupancy), (cell, cell), interpolation=cv2.INTER_AREA))
+        whole = birds_eye(panel.occupancy)
+        above = np.asarray(cv2.resize(whole, (cell, cell), interpolation=cv2.INTER_AREA), np.uint8)
         write(above, (8, 6), panel.name, 16, halo=PAPER)
         at = (left + (k % columns) * (cell + MARGIN), TITLE + (k // columns) * (cell + MARGIN))
         paste(picture, at, above)

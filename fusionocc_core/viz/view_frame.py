@@ -48,10 +48,13 @@ class ViewFrame:
 class ViewSource(Protocol):
     """Where moments come from: a data set, a folder of predictions, a bag, a running system."""
 
-    name: str
-    """For titles."""
-    total: int | None
-    """How many frames will come; None where nobody knows."""
+    @property
+    def name(self) -> str:
+        """For titles."""
+
+    @property
+    def total(self) -> int | None:
+        """How many frames will come; None where nobody knows."""
 
     def __iter__(self) -> Iterator[ViewFrame]:
         """The frames in the order of time."""

@@ -1,0 +1,163 @@
+"""What `fusionocc view` reads from bags and topics: which topic is what, which messages belong together."""
+
+import argparse
+from functools import partial
+
+import numpy as np
+import pytest
+from nuscenes_tree import write_tree
+
+from fusionocc_core.commands.view_sources import SourceOptions, add_source_arguments, open_source
+from fusionocc_core.data.nuscenes import NuScenesFrames
+from fusionocc_core.grids import OCC3D_LABELS, VoxelGrid
+from fusionocc_core.structures import Occupancy
+from fusionocc_ros.bag import write_bag
+from fusionocc_ros.bag_view import OPENER as BAGS
+from fusionocc_ros.live_view import OPENER as LIVE
+from fusionocc_ros.occupancy_messages import Provenance, occupancy_to_message
+from fusionocc_ros.view_moments import ViewMoments
+from fusionocc_ros.view_topics import (
+    CLOUD,
+    COMPRESSED,
+    INFO,
+    OCCUPANCY,
+    RAW,
+    TRANSFORMS,
+    CameraTopics,
+    ViewTopics,
+    find_topics,
+    read_parameters,
+)
+
+S = 10**9
+
+
+KINDS = {
+    "/cam_front/image_rect": RAW,
+    "/cam_front/image_rect_compressed": COMPRESSED,
+    "/cam_front/image_raw": RAW,
+    "/cam_front/camera_info": INFO,
+    "/rear/left/camera_info": INFO,
+    "/rear/left/image": RAW,
+    "/lonely/camera_info": INFO,
+    "/fusionocc/voxels": CLOUD,
+    "/lidar_top": CLOUD,
+    "/radar": CLOUD,
+    "/tf": TRANSFORMS,
+    "/fusionocc/occupancy": OCCUPANCY,
+}
+
+
+class TestFindTopics:
+    def test_sensors_are_told_by_type_and_name(self):
+        found = find_topics(KINDS)
+        assert found.cameras == (
+            CameraTopics(name="CAM_FRONT", picture="/cam_front/image_rect_compressed", info="/cam_front/camera_info"),
+            CameraTopics(name="REAR_LEFT", picture="/rear/left/image", info="/rear/left/camera_info"),
+        )
+        assert (found.lidar, found.occupancy, found.odometry) == ("/lidar_top", "/fusionocc/occupancy", "")
+        assert found.base_frame == "base_link"
+
+    def test_parameters_go_before_what_is_found(self, tmp_path):
+        (tmp_path / "node.yaml").write_text(
+            "/**:\n  ros__parameters:\n    camera_names: [CAM_FRONT]\n    cameras:\n      CAM_FRONT:\n"
+            "        image_topic: cam_front/image_raw\n    lidar.topic: radar\n    base_frame: body\n"
+        )
+        found = find_topics(KINDS, read_parameters(tmp_path / "node.yaml"))
+        assert [camera.picture for camera in found.cameras] == ["/cam_front/image_raw"]
+        assert (found.lidar, found.base_frame) == ("/radar", "body")
+
+    def test_nothing_to_look_at_is_said(self, tmp_path):
+        with pytest.raises(ValueError, match=r"nothing to look at among 1 topics \(/tf "):
+            find_topics({"/tf": TRANSFORMS})
+        with pytest.raises(ValueError, match="camera CAM_X has no topics"):
+            find_topics(KINDS, {"camera_names": ["CAM_X"]})
+        (tmp_path / "bad.yaml").write_text("- 1\n")
+        with pytest.raises(ValueError, match=r"--params .*bad\.yaml: expected a file with NODE"):
+            read_parameters(tmp_path / "bad.yaml")
+
+
+def answer(stamp_ns):
+    grid = VoxelGrid(frame="ego", lower=(0.0, 0.0, 0.0), upper=(4.0, 4.0, 2.0), voxel_size=(1.0, 1.0, 1.0))
+    occupancy = Occupancy(
+        labels=np.full(grid.shape, 4, np.uint8), grid=grid, label_set=OCC3D_LABELS, stamp_ns=stamp_ns, model="m"
+    )
+    about = Provenance(frame_id="base_link", times={"network": 0.25, "total": 0.5})
+    return occupancy_to_message(occupancy, about, encoding="sparse")
+
+
+class TestMoments:
+    def test_answers_alone_are_shown_with_their_latencies(self):
+        moments = ViewMoments(ViewTopics(occupancy="/o"))
+        moments.take("/o", S, partial(answer, S))
+        frame = moments.next()
+        moments.close()
+        assert frame.sensors is None
+        assert (frame.prediction.labels == 4).all()
+        assert (frame.prediction.grid.frame, frame.stamp_ns) == ("ego", S)
+        assert (frame.latencies_s["network"], frame.latencies_s["total"]) == (0.25, 0.5)
+
+    def test_the_newest_leaves_out_what_is_older(self):
+        moments = ViewMoments(ViewTopics(occupancy="/o"))
+        for k in range(1, 5):
+            moments.take("/o", k * S, partial(answer, k * S))
+        assert moments.next(newest=True).stamp_ns == 4 * S
+        assert moments.next(newest=True) is None
+        moments.take("/o", -20 * S, partial(answer, S))  # stamps jump back: a bag began anew
+        assert moments.next() is not None
+        moments.close()
+
+    def test_a_message_that_cannot_be_read_is_counted(self):
+        def broken():
+            raise ValueError("torn")
+
+        moments = ViewMoments(ViewTopics(occupancy="/o"))
+        moments.take("/o", S, broken)
+        assert moments.next() is None
+        assert moments.refused == {"torn": 1}
+        moments.close()
+
+
+class TestBags:
+    def options(self, source, *more):
+        parser = argparse.ArgumentParser()
+        add_source_arguments(parser)
+        return parser.parse_args([str(source), *more])
+
+    def test_its_moments_are_the_keyframes_of_the_data_set(self, tmp_path):
+        write_tree(tmp_path / "data")
+        frames = NuScenesFrames(tmp_path / "data")
+        bag = write_bag(tmp_path / "data", tmp_path / "bag", scene=frames.scenes[0])
+        source = open_source(self.options(bag.path))
+        shown = list(source)
+        expected = [frames[i] for i in frames.scene_indices(frames.scenes[0])]
+        assert [frame.stamp_ns for frame in shown] == [frame.stamp_ns for frame in expected]
+        for frame, truth in zip(shown, expected, strict=True):
+            np.testing.assert_allclose(frame.ego2global, truth.ego2global, atol=1e-6)
+            np.testing.assert_array_equal(frame.sensors.lidar.points, truth.lidar.points)
+            by_name = {camera.name: camera for camera in frame.sensors.cameras}
+            assert set(by_name) == {camera.name for camera in truth.cameras}
+            for camera in truth.cameras:
+                assert by_name[camera.name].stamp_ns == camera.stamp_ns
+                np.testing.assert_array_equal(by_name[camera.name].image, camera.image)
+                np.testing.assert_allclose(by_name[camera.name].cam2ego, camera.cam2ego, atol=1e-6)
+        limited = list(open_source(self.options(bag.path, "--start", "1", "--limit", "1", "--cameras", "CAM_FRONT")))
+        assert [frame.stamp_ns for frame in limited] == [shown[1].stamp_ns]
+        assert [camera.name for camera in limited[0].sensors.cameras] == ["CAM_FRONT"]
+        with pytest.raises(ValueError, match="--cameras CAM_X: the bag has CAM_"):
+            open_source(self.options(bag.path, "--cameras", "CAM_X"))
+        with pytest.raises(ValueError, match="no moment to show"):
+            list(open_source(self.options(bag.path, "--start", "99")))
+
+    def test_empty_and_missing_bags(self, tmp_path):
+        from rosbags.rosbag2 import Writer
+
+        with Writer(tmp_path / "empty", version=8):
+            pass
+        with pytest.raises(ValueError, match="the bag is empty"):
+            BAGS.open(SourceOptions(source=str(tmp_path / "empty")))
+        with pytest.raises(FileNotFoundError, match="no such bag"):
+            BAGS.open(SourceOptions(source=str(tmp_path / "no.mcap")))
+        assert not BAGS.accepts(str(tmp_path))
+        assert LIVE.accepts("ros")
+        assert not LIVE.accepts("./ros")
