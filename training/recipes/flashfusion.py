@@ -121,5 +121,5 @@ def flashfusion_mini_each_alone() -> Recipe:
     return replace(
         base,
         data=replace(base.data, sensor_dropout=SensorDropout(camera=0.05, pictures=0.1, lidar=0.5)),
-        train=replace(base.train, optimizer=replace(base.train.optimizer, lr=1e-3)),
+        train=replace(base.train, epochs=3, optimizer=replace(base.train.optimizer, lr=1e-3)),
     )
