@@ -45,7 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--no-browser", action="store_true", help="for --web: do not open one here")
     parser.add_argument("--save", type=Path, metavar="FILE.rrd", help="write a recording for `rerun FILE.rrd`")
-    parser.add_argument("--screenshot", type=Path, metavar="FILE.png", help="write a picture of the first frame")
+    parser.add_argument(
+        "--screenshot", type=Path, metavar="FILE.png", help="write a picture of the first frame (.jpg too)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -74,12 +76,12 @@ def _check_outputs(args: argparse.Namespace) -> None:
     chosen = [name for name in ("web", "save", "screenshot") if getattr(args, name)]
     if len(chosen) > 1:
         raise ValueError(f"--{' and --'.join(chosen)}: choose one of them")
-    for name, suffix in (("save", ".rrd"), ("screenshot", ".png")):
+    for name, suffixes in (("save", (".rrd",)), ("screenshot", (".png", ".jpg"))):
         path = getattr(args, name)
         if path is None:
             continue
-        if path.suffix != suffix:
-            raise ValueError(f"--{name} {path}: expected a file name that ends in {suffix}")
+        if path.suffix not in suffixes:
+            raise ValueError(f"--{name} {path}: expected a file name that ends in {' or '.join(suffixes)}")
         if not path.resolve().parent.is_dir():
             raise FileNotFoundError(f"--{name} {path}: there is no folder {path.resolve().parent}")
     if not chosen and not has_display():

@@ -117,10 +117,12 @@ def write_volume(path: Path, occupancy: Occupancy) -> None:
 
 
 def write_picture(path: Path, picture: Picture) -> None:
-    """Write a picture as PNG; it appears whole or not at all."""
-    encoded, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 4])
+    """Write a picture as PNG, or as JPEG where the name says so; it appears whole or not at all."""
+    jpeg = path.suffix == ".jpg"
+    options = [cv2.IMWRITE_JPEG_QUALITY, 90] if jpeg else [cv2.IMWRITE_PNG_COMPRESSION, 4]
+    encoded, data = cv2.imencode(".jpg" if jpeg else ".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
     if not encoded:
-        raise ValueError(f"{path}: OpenCV cannot encode a picture of {picture.dtype} {picture.shape} as PNG")
+        raise ValueError(f"{path}: OpenCV cannot encode a picture of {picture.dtype} {picture.shape}")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_bytes(data.tobytes())
     unfinished.replace(path)
