@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fusionocc_core.ops.pixel_rays import points_along_rays, voxels_of_points
+
+ALMOST_ONE = 1 - 2**-23
+"""Largest probability in 1 - p, so that its logarithm stays finite."""
 
 
 class Grid(Protocol):
@@ -76,7 +78,7 @@ def ray_occupancy(rays: RayPredictions, labels_BXYZ: Tensor, *, free: int, unkno
         unknown: label of voxels that do not count.
     """
     occupied, known = occupied_points(rays, labels_BXYZ, free=free, unknown=unknown)
-    probability = rays.logits_BNhwE.float().softmax(dim=-1)
-    with torch.autocast(probability.device.type, enabled=False):  # which refuses this function
-        entropy = F.binary_cross_entropy(probability, occupied.float(), weight=known.float(), reduction="sum")
-    return entropy / known.sum().clamp(min=1)
+    logits_BNhwE = rays.logits_BNhwE.float()
+    log_own = logits_BNhwE.log_softmax(dim=-1)
+    log_others = torch.log1p(-log_own.exp().clamp(max=ALMOST_ONE))
+    return -(torch.where(occupied, log_own, log_others) * known).sum() / known.sum().clamp(min=1)
