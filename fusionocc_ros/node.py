@@ -46,6 +46,7 @@ from fusionocc_ros.parameters import NodeParameters
 from fusionocc_ros.publishers import Outputs
 from fusionocc_ros.rig import load_rig
 from fusionocc_ros.ros_log import RosHandler
+from fusionocc_ros.shared_memory import remove_dead_segments
 from fusionocc_ros.spinning import spin
 from fusionocc_ros.sync import SensorSet, SyncCounters
 from fusionocc_ros.work import Work
@@ -355,7 +356,7 @@ def main(args: list[str] | None = None, *, engine_factory: EngineFactory = load_
         args: of the command line; None takes those of the process.
         engine_factory: as for OccNode; for tests, which have no time for a network.
     """
-    profile = use_shipped_profile()
+    profile, (removed, size) = use_shipped_profile(), remove_dead_segments()
     try:
         rclpy.init(args=args)
     except RuntimeError as error:  # arguments that ROS does not know
@@ -366,6 +367,8 @@ def main(args: list[str] | None = None, *, engine_factory: EngineFactory = load_
     try:
         node = OccNode(engine_factory=engine_factory)
         logging.getLogger("fusionocc_ros").addHandler(RosHandler(node))
+        if removed:
+            node.get_logger().info(f"removed shared memory of {removed} crashed processes ({size >> 20} MiB)")
         if profile is not None:
             node.get_logger().debug(f"Fast DDS profile: {profile}")
         if node.autostart and not node.start():

@@ -9,7 +9,9 @@ import contextlib
 import json
 import math
 import os
+import re
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ from synthetic_sensors import OFFICIAL_CAMERAS, START, camera_info, cloud, jpeg,
 from fusionocc_core.geometry import rotation_from_yaw, transform
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros.convert import stamp_to_ns, transform_to_matrix
+from fusionocc_ros.dds import PROFILE_VARIABLES
 from fusionocc_ros.domains import claimed_domain
 
 HERE = Path(__file__).resolve().parent
@@ -192,21 +195,21 @@ class Process:
 
     def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
         self.log = log
+        self._patience_s = 0.0
         with log.open("ab") as file:
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
             )
-        self.said = ""
 
     def read(self, patience_s: float = 30.0) -> str:
         """The next line that it says."""
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], patience_s)[0]:
             raise AssertionError(f"it says nothing; its log:\n{self.log.read_text()[-2000:]}")
-        line = self._process.stdout.readline()
-        if not line:
-            raise AssertionError(f"it has ended ({self._process.wait(5)}); its log:\n{self.log.read_text()[-2000:]}")
-        return line
+        while line := self._process.stdout.readline():
+            if line.startswith("{"):  # the middleware may have something to say as well
+                return line
+        raise AssertionError(f"it has ended ({self._process.wait(5)}); its log:\n{self.log.read_text()[-2000:]}")
 
     def tell(self, **changes: Any) -> dict[str, Any]:
         """Change its attributes; what it has sent."""
@@ -220,8 +223,15 @@ class Process:
         """Whether it still runs."""
         return self._process.poll() is None
 
+    def interrupt(self) -> None:
+        """Ask it to end."""
+        self._process.send_signal(signal.SIGINT)
+        self._patience_s = 5.0
+
     def kill(self) -> None:
-        """End it at once, as a crash would."""
+        """End it at once, as a crash would; where it was asked before, it has some time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(self._patience_s)
         self._process.kill()
         self._process.wait(10)
         for pipe in (self._process.stdin, self._process.stdout):
@@ -238,6 +248,13 @@ class Street:
         self.ears = Ears(domain, ("fusionocc", "second/fusionocc"))
         self._environment = {**os.environ, "ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1"}
         self._environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
+        # The profiles that the docs advise; the node's with less memory, which stays behind when it is killed.
+        shipped = (ROOT / "config" / "fastdds_shm.xml").read_text()
+        profile = folder / "node.xml"
+        profile.write_text(re.sub(r"<(segment_size|maxMessageSize)>\d+", rf"<\1>{8 * 2**20}", shipped))
+        self._node_environment = self._environment | dict.fromkeys(PROFILE_VARIABLES, str(profile))
+        small = str(ROOT / "config" / "fastdds_discovery.xml")
+        self._environment |= dict.fromkeys(PROFILE_VARIABLES, small)
         self.processes: dict[str, Process] = {}
         self.checked = 0
         self.allowed_back_m: tuple[float, ...] = (0.0,)
@@ -265,7 +282,7 @@ class Street:
         log = self.folder / f"{name.replace('/', '_')}.log"
         log.write_text("")
         command = [sys.executable, str(HERE / "fault_node.py"), "--ros-args", *arguments]
-        self.processes[name] = Process(command, self._environment, log)
+        self.processes[name] = Process(command, self._node_environment, log)
         if active:
             self.wait_for(lambda: ": active" in log.read_text(), 30, f"{name} is active")
 
@@ -314,8 +331,10 @@ class Street:
 
     def close(self) -> None:
         """End everything."""
-        for name in list(self.processes):
-            self.kill(name)
+        for process in self.processes.values():
+            process.interrupt()
+        for process in self.processes.values():
+            process.kill()
         self.ears.close()
 
     # ---- what came out -----------------------------------------------------------------------------------------------
