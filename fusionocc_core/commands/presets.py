@@ -19,15 +19,17 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from fusionocc_core.models.multiplications import GIGA_MACS
     from fusionocc_core.presets import SHIPPED_WEIGHTS, list_presets, make_network, preset_config
 
     caption = (
-        "pictures: of at most so many cameras; earlier: keyframes of pictures + of sweeps; "
-        "weights: what load_model(preset) has"
+        "params: millions; MACs: thousand millions of multiply-adds a frame, by torch.utils.flop_counter "
+        "(benchmarks/macs.py; -: not counted); pictures: most cameras x height x width; past: earlier keyframes of "
+        "pictures+sweeps; weights: what load_model(preset) has"
     )
     table = Table(title="Presets", caption=caption, padding=0)
-    for column in ("preset", "parameters", "pictures", "earlier"):
-        table.add_column(column, no_wrap=True)
+    for column in ("preset", "params\nM", "MACs\nG", "pictures", "past"):
+        table.add_column(column, no_wrap=True, justify="right" if "\n" in column else "left")
     table.add_column("voxels (ego)", overflow="fold")
     table.add_column("weights", no_wrap=True)
     for name in list_presets():
@@ -36,10 +38,11 @@ def run(args: argparse.Namespace) -> int:
         inputs, grid = model.config.inputs, model.config.grid
         table.add_row(
             name,
-            f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M",
-            f"{inputs.num_cameras} of {inputs.image_size[0]}x{inputs.image_size[1]}",
-            f"{inputs.camera_history} + {inputs.lidar_history}",
-            f"{'x'.join(map(str, grid.shape))}, {grid.voxel_size[0]:g} m",
+            f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
+            f"{GIGA_MACS[name]:.1f}" if name in GIGA_MACS else "-",
+            f"{inputs.num_cameras}x{inputs.image_size[0]}x{inputs.image_size[1]}",
+            f"{inputs.camera_history}+{inputs.lidar_history}",
+            f"{'x'.join(map(str, grid.shape))}, {grid.voxel_size[0]:g} m{'' if grid.frame == 'ego' else f' ({grid.frame})'}",
             "ship" if name in SHIPPED_WEIGHTS else "fresh",
         )
     Console().print(table)
