@@ -112,6 +112,9 @@ class Track:
 class TfStore:
     """Static and moving transforms, looked up by frame names and stamp.
 
+    The edges never form a loop. A static edge that would close one is refused; a moving edge, which is said again and
+    again, takes the place of the edge of the loop that was the last to come: a wrong message is outlived.
+
     Args:
         buffer_ns: how far back moving edges are kept.
         tolerance_ns: how far outside of the stamps at hand a moving edge may be continued.
@@ -127,17 +130,22 @@ class TfStore:
         self._parents: dict[str, str] = {}
         self._static: dict[str, Matrix] = {}
         self._tracks: dict[str, Track] = {}
+        self._order: dict[str, int] = {}
+        """When each child was given its parent: a number that grows."""
         self._changed = threading.Condition()
 
     def set_static(self, parent: str, child: str, child2parent: Matrix) -> None:
         """Set an edge that does not move; replaces what was known about this child.
 
         Raises:
-            ValueError: not a rigid transform, or an edge from a frame to itself.
+            ValueError: not a rigid transform, an edge from a frame to itself, or one that closes a loop.
         """
         parent, child = _checked(parent, child)
         matrix = check_rigid(f"transform from {child!r} to {parent!r}", child2parent)
         with self._changed:
+            if loop := self._below(parent, child):
+                raise ValueError(f"it would close a loop: {' -> '.join([child, *loop, child])}")
+            self._establish(parent, child)
             before = self._static.get(child)
             moved = before is not None and (self._parents[child] != parent or not np.array_equal(before, matrix))
             self.static_changes += moved
@@ -155,8 +163,11 @@ class TfStore:
         parent, child = _checked(parent, child)
         matrix = check_rigid(f"transform from {child!r} to {parent!r}", child2parent)
         with self._changed:
+            if loop := self._below(parent, child):
+                self._forget(max(loop, key=self._order.__getitem__))
             if self._parents.get(child) != parent:
                 self._tracks.pop(child, None)
+            self._establish(parent, child)
             self._parents[child] = parent
             self._static.pop(child, None)
             self._tracks.setdefault(child, Track(self._buffer_ns)).add(stamp_ns, matrix)
@@ -197,6 +208,21 @@ class TfStore:
             self._parents.clear()
             self._static.clear()
             self._tracks.clear()
+            self._order.clear()
+
+    def _below(self, frame: str, ancestor: str) -> list[str]:
+        """The frames from ``frame`` up to the last one below ``ancestor``; empty where it is no ancestor."""
+        chain = self._chain(frame)
+        return chain[: chain.index(ancestor)] if ancestor in chain else []
+
+    def _establish(self, parent: str, child: str) -> None:
+        if self._parents.get(child) != parent:
+            self._order[child] = max(self._order.values(), default=0) + 1
+
+    def _forget(self, child: str) -> None:
+        del self._parents[child], self._order[child]
+        self._static.pop(child, None)
+        self._tracks.pop(child, None)
 
     def _lookup(self, source: str, target: str, stamp_ns: int) -> Matrix:
         if source == target:
@@ -212,8 +238,6 @@ class TfStore:
     def _chain(self, frame: str) -> list[str]:
         chain = [frame]
         while (parent := self._parents.get(chain[-1])) is not None:
-            if parent in chain:
-                raise TransformError(f"the transforms form a loop: {' -> '.join([*chain, parent])}")
             chain.append(parent)
         return chain
 

@@ -136,12 +136,26 @@ def test_empty_store_asks_for_tf_static() -> None:
         TfStore().lookup("a", "b", 0)
 
 
-def test_loop_is_an_error() -> None:
+def test_a_static_edge_that_closes_a_loop_is_refused() -> None:
     store = TfStore()
     store.set_static("a", "b", pose(1))
-    store.set_static("b", "a", pose(1))
-    with pytest.raises(TransformError, match="form a loop"):
-        store.lookup("a", "c", 0)
+    store.set_static("b", "c", pose(1))
+    with pytest.raises(ValueError, match="it would close a loop: a -> c -> b -> a"):
+        store.set_static("c", "a", pose(1))
+    np.testing.assert_array_equal(store.lookup("c", "a", 0), pose(2))
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_wrong_moving_edge_that_closes_a_loop_is_outlived(when: str) -> None:
+    store = TfStore()
+    store.set_static("base", "camera", pose(1))
+    if when == "before":
+        store.set_static("base", "map", pose(7))
+    store.add("map", "base", S, pose(2))
+    if when == "between":
+        store.add("camera", "map", S, pose(7))
+        store.add("map", "base", 2 * S, pose(2))
+    np.testing.assert_array_equal(store.lookup("camera", "map", 2 * S if when == "between" else S), pose(3))
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.eye(3)])
