@@ -4,17 +4,19 @@ Scales as GaussianFormer starts with: "solid" 25,600 Gaussians, additive; "prob"
 listed pairs take turns. Times are processor time, the least of the repeats after one that warms up. Memory (Linux) is
 what a fresh process needs at its peak beyond what it held once the arguments were made; results are part of it.
 
-``--sweep`` measures time and memory against the number of Gaussians and against their scales instead, once each.
+``--sweep`` measures time and memory against the number of Gaussians and against their scales instead, once each and all
+in one process.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,10 +68,10 @@ SWEPT = (
     ("tiles with backward", Case(kind="solid", options=replace(SOLID, boxes="exact"), backward=True)),
     ("pairs", Case(kind="solid", options=replace(SOLID, boxes="exact", backend="pairs"))),
 )
-NUMBERS = (1600, 6400, 25600, 102400)
-SCALES = (0.5, 1.0, 2.0, 4.0)
-MOST_PAIRS = 60.0
-"""Millions of pairs beyond which the sweep leaves the backend "pairs" out: half a minute and more."""
+NUMBERS = (1600, 6400, 25600)
+SCALES = (0.5, 1.0, 2.0)
+MOST_PAIRS = 15.0
+"""Millions of pairs beyond which the sweep leaves the backend "pairs" out: it would take longer than all the rest."""
 
 
 def make(case: Case) -> Gaussians:
@@ -111,20 +113,22 @@ def ready(case: Case) -> Callable[[], list[Tensor]]:
 
 
 def once(case: Case) -> tuple[float, float]:
-    """Processor seconds and peak megabytes of one run, in a fresh process on one thread."""
+    """Processor seconds and peak megabytes of one run on one thread, beyond what the process holds before."""
     torch.set_num_threads(1)
     ready(replace(case, num=10, scale=1.0))()
     run = ready(case)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs left to the allocator would hide what this one takes
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
     before, start = resident_kilobytes("VmRSS"), time.process_time()
     run()
     return time.process_time() - start, (resident_kilobytes("VmHWM") - before) / 1024
 
 
-def in_fresh_processes(cases: Sequence[Case]) -> list[tuple[float, float]]:
-    """``once`` of every case."""
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return list(track(pool.imap(once, cases), "memory", total=len(cases), transient=True))
+def measured(cases: Sequence[Case], *, fresh: bool) -> Iterator[tuple[float, float]]:
+    """``once`` of every case, each in a process of its own, or all in one after the other."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1 if fresh else None) as pool:
+        yield from pool.imap(once, cases)
 
 
 def resident_kilobytes(field: str) -> int:
@@ -154,7 +158,7 @@ def pairs(case: Case) -> float:
 
 def compare(cases: Sequence[Case], repeats: int, console: Console) -> dict[str, object]:
     """Every case beside the others, as a table."""
-    peaks = [peak for _, peak in in_fresh_processes(cases)]
+    peaks = [peak for _, peak in track(measured(cases, fresh=True), "memory", total=len(cases), transient=True)]
     times = seconds(cases, repeats)
     table = Table("case", "million pairs", "CPU s", "peak MB", title=f"{cases[0].num} Gaussians")
     numbers: dict[str, object] = {}
@@ -168,18 +172,17 @@ def compare(cases: Sequence[Case], repeats: int, console: Console) -> dict[str, 
 
 
 def sweep(console: Console) -> dict[str, object]:
-    """Time and memory against number and scale, as a table."""
-    todo = [("number", name, replace(case, num=num)) for name, case in SWEPT for num in NUMBERS]
-    todo += [("scale", name, replace(case, scale=scale)) for name, case in SWEPT for scale in SCALES]
+    """Time and memory against number and scale, a line each as soon as it is there."""
+    todo = [("number", name, replace(case, num=num)) for num in NUMBERS for name, case in SWEPT]
+    todo += [("scale", name, replace(case, scale=scale)) for scale in SCALES for name, case in SWEPT]
     todo = [entry for entry in todo if entry[2].options.backend != "pairs" or pairs(entry[2]) < MOST_PAIRS]
-    table = Table("against", "case", "Gaussians", "scale", "million pairs", "CPU s", "peak MB", title="sweep")
-    rows = []
-    results = in_fresh_processes([case for *_, case in todo])
-    for (against, name, case), (spent, peak) in zip(todo, results, strict=True):
-        row = (against, name, case.num, case.scale, round(pairs(case), 1), round(spent, 3), round(peak))
-        table.add_row(*(str(value) for value in row))
-        rows.append(row)
-    console.print(table)
+    rows, known = [], {}
+    cases = list(dict.fromkeys(case for *_, case in todo))  # one is in both halves
+    for case, (spent, peak) in zip(cases, measured(cases, fresh=False), strict=True):
+        known[case] = round(pairs(case), 1), round(spent, 3), round(peak)
+        console.print(case.name, case.num, f"x{case.scale:g}: {known[case][1]} s, {known[case][2]} MB", highlight=False)
+    for against, name, case in todo:
+        rows.append((against, name, case.num, case.scale, *known[case]))
     return {"sweep": [dict(zip(COLUMNS, row, strict=True)) for row in rows]}
 
 

@@ -165,7 +165,8 @@ class _Ellipsoids:
     def squares_G33(self) -> NDArray[np.float64]:
         """Matrices S with half extents sqrt(n' S n) along any direction n."""
         scaled = self.axes_G33 * self.radii_G3[:, :, None]
-        return np.swapaxes(scaled, 1, 2) @ scaled
+        squares: NDArray[np.float64] = np.einsum("gai,gaj->gij", scaled, scaled)
+        return squares
 
     def half_extents(self) -> NDArray[np.float64]:
         """(G, 3) along the frame's axes."""
@@ -255,8 +256,7 @@ def _ellipsoids(occupancy: Occupancy, style: EllipsoidStyle) -> _Ellipsoids:
 
 def _inside(cloud: GaussianCloud, turn_33: NDArray[np.float64], volume: ForwardVolume) -> NDArray[np.bool_]:
     means_G3 = cloud.means_G3 @ turn_33.T
-    inside: NDArray[np.bool_] = ((means_G3 >= volume.lower) & (means_G3 <= volume.upper)).all(axis=1)
-    return inside
+    return np.asarray(((means_G3 >= volume.lower) & (means_G3 <= volume.upper)).all(axis=1), np.bool_)
 
 
 def _outline(seen: _Ellipsoids, axis: int, sign: int) -> NDArray[np.float64]:
