@@ -1,9 +1,13 @@
 """Times presets on the same frame, part by part: ``python benchmarks/flashfusion.py [--preset A --preset B]``.
 
 A frame of noise, but of a real one's size: six pictures, a sweep of 32 beams and two earlier ones. It goes through the
-same preparation, network and decoding as on a vehicle. The presets take turns, so that other work on the machine hits
-them alike; numbers are the lowest of the runs after two that warm up. "CPU" is processor time, summed over the threads:
-compare that when the machine has other work. Run it with OMP_WAIT_POLICY=PASSIVE, or waiting counts as work.
+same preparation, network and decoding as on a vehicle, that is what Predictor runs. The presets take turns, so that
+other work on the machine hits them alike; numbers are the lowest of the runs after two that warm up. "CPU" is processor
+time, summed over the threads: compare that when the machine has other work. Run it with OMP_WAIT_POLICY=PASSIVE, or
+waiting counts as work.
+
+``--steps`` instead takes flashfusion-mini from the plain network to what Predictor runs, step by step, side by side,
+and counts the labels that change; ``--data ROOT`` does that with the last keyframe of a data set instead of noise.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ import argparse
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +26,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from fusionocc_core import NuScenesFrames
 from fusionocc_core.data.pipeline import prepare
+from fusionocc_core.layers.bfloat16 import with_bfloat16_parts
+from fusionocc_core.layers.folding import fold_batch_norms
 from fusionocc_core.models.network import OccupancyNetwork
-from fusionocc_core.predictor import decode
+from fusionocc_core.predictor import PRECISIONS, LabelsDirectly, decode, network_for_inference
 from fusionocc_core.presets import list_presets, load_model
 from fusionocc_core.structures import CameraImage, LidarSweep, SensorFrame
 
@@ -100,16 +109,20 @@ class Candidate:
             times = [now()]
             batch = prepare(frame, config.inputs, config.grid)
             times.append(now())
-            outputs = self.model(batch)
-            times.append(now())
-            decode(outputs.logits_BKXYZ, confidence=False)
+            if isinstance(self.model, LabelsDirectly):
+                self.model.label(batch, confidence=False)
+                times.append(now())
+            else:
+                outputs = self.model(batch)
+                times.append(now())
+                decode(outputs.logits_BKXYZ, confidence=False)
             times.append(now())
         found = dict(self.running)
         for number, kind in enumerate(("", ", CPU")):
             for place, name in enumerate(("prepare", "network", "decode")):
                 found[name + kind] = times[place + 1][number] - times[place][number]
             found["all" + kind] = times[-1][number] - times[0][number]
-        found["between"] = found["network, CPU"] - sum(self.running.values())
+        found["labels and the rest"] = found["network, CPU"] - sum(self.running.values())
         if counts:
             self.parts = {name: min(value, self.parts.get(name, math.inf)) for name, value in found.items()}
 
@@ -117,6 +130,35 @@ class Candidate:
 def now() -> tuple[float, float]:
     """Time on the wall and of all processors, seconds."""
     return time.perf_counter(), time.process_time()
+
+
+def steps(frame: SensorFrame, runs: int, threads: int) -> Table:
+    """flashfusion-mini from the plain network to what Predictor runs, each step on top of the one before."""
+    plain = load_model("flashfusion-mini")
+    folded = fold_batch_norms(plain)
+    halved = with_bfloat16_parts(folded, folded.bfloat16_parts)
+    batch = prepare(frame, plain.config.inputs, plain.config.grid)
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "scores of all voxels, then labels": lambda: decode(plain(batch).logits_BKXYZ, confidence=False)[0],
+        "norms folded, channels last": lambda: decode(folded(batch).logits_BKXYZ, confidence=False)[0],
+        "labels by tiles (float32 ends here)": lambda: folded.label(batch, confidence=False).labels_BXYZ[0].numpy(),
+        "parts in bfloat16": lambda: halved.label(batch, confidence=False).labels_BXYZ[0].numpy(),
+        "with the probability of each label": lambda: halved.label(batch, confidence=True).labels_BXYZ[0].numpy(),
+    }
+    lowest, labels = dict.fromkeys(ways, math.inf), {}
+    with torch.inference_mode():
+        for run in track(range(runs + 2), description=f"{threads} threads", console=Console(stderr=True)):
+            for name, way in ways.items():
+                began = time.process_time()
+                labels[name] = way()
+                if run >= 2:
+                    lowest[name] = min(lowest[name], time.process_time() - began)
+    table = Table("flashfusion-mini", "CPU ms", "of the first", "same labels", title=f"{threads} threads")
+    first = next(iter(ways))
+    for name, seconds in lowest.items():
+        same = 100 * float((labels[name] == labels[first]).mean())
+        table.add_row(name, f"{1e3 * seconds:.0f}", f"{seconds / lowest[first]:.2f}", f"{same:.4f} %")
+    return table
 
 
 SUMS = tuple(name + kind for kind in ("", ", CPU") for name in ("prepare", "network", "decode", "all"))
@@ -147,12 +189,21 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, default=6)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, action="append", help="(default: 2, then 1)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument("--steps", action="store_true", help="what each step of speeding up brings")
+    parser.add_argument("--data", type=Path, help="with --steps: take the last keyframe of this data set")
     args = parser.parse_args()
     console, frame = Console(), make_frame(args.cameras, 3)
+    if args.data is not None:
+        frames = NuScenesFrames(args.data, lidar_history=2)
+        frame = frames[len(frames) - 1]
     for threads in args.threads or [2, 1]:
         torch.set_num_threads(threads)
+        if args.steps:
+            console.print(steps(frame, args.runs, threads))
+            continue
         candidates = [
-            Candidate(name=name, model=load_model(name))
+            Candidate(name=name, model=network_for_inference(load_model(name), torch.device("cpu"), args.precision))
             for name in args.preset or ["flashfusion-mini", "fusionocc-tiny"]
         ]
         for run in track(range(args.runs + 2), description=f"{threads} threads", console=Console(stderr=True)):

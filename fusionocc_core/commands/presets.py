@@ -36,14 +36,22 @@ def run(args: argparse.Namespace) -> int:
         with torch.device("meta"):
             model = make_network(preset_config(name))
         inputs, grid = model.config.inputs, model.config.grid
+        frame = "" if grid.frame == "ego" else f" ({grid.frame})"
         table.add_row(
             name,
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
-            f"{GIGA_MACS[name]:.1f}" if name in GIGA_MACS else "-",
+            _short(GIGA_MACS.get(name)),
             f"{inputs.num_cameras}x{inputs.image_size[0]}x{inputs.image_size[1]}",
             f"{inputs.camera_history}+{inputs.lidar_history}",
-            f"{'x'.join(map(str, grid.shape))}, {grid.voxel_size[0]:g} m{'' if grid.frame == 'ego' else f' ({grid.frame})'}",
+            f"{'x'.join(map(str, grid.shape))}, {grid.voxel_size[0]:g} m{frame}",
             "ship" if name in SHIPPED_WEIGHTS else "fresh",
         )
     Console().print(table)
     return 0
+
+
+def _short(giga: float | None) -> str:
+    """At most five characters, for narrow terminals."""
+    if giga is None:
+        return "-"
+    return f"{giga:.1f}" if giga < 999.95 else f"{giga:.0f}"

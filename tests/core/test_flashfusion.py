@@ -21,6 +21,7 @@ from fusionocc_core.layers.pull_lift import BevMap, PullLift, project
 from fusionocc_core.layers.view_transform import LiftConfig, cameras_at, frustum_points, frustum_samples
 from fusionocc_core.losses import LossConfig, Targets, compute_losses
 from fusionocc_core.models.flashfusion import FlashFusion
+from fusionocc_core.models.multiplications import GIGA_MACS
 from fusionocc_core.presets import preset_config
 
 YES, NO = True, False
@@ -319,6 +320,7 @@ def test_size_of_the_presets(preset, gmacs, millions, megabytes):
     macs = count_macs(model, batch)
     six_cameras = sum(macs.values()) + 5 * macs["pictures"]
     assert six_cameras / 1e9 == pytest.approx(gmacs, rel=0.02)
+    assert GIGA_MACS[preset] == pytest.approx(six_cameras / 1e9, rel=0.01)
     assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
     assert sum(tensor.nbytes for tensor in model.state_dict().values()) < megabytes * 1e6
 
