@@ -31,7 +31,7 @@ GIGA_MACS: dict[str, float] = {
 
 def count(name: str) -> float:
     """Thousands of millions of multiply-adds of a preset for one frame."""
-    model = make_network(preset_config(name)).eval()
+    model = make_network(preset_config(name)).eval().requires_grad_(False)
     inputs = model.config.inputs
     batch = prepare(make_frame(min(6, inputs.num_cameras), 1 + inputs.lidar_history), inputs, model.config.grid)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
