@@ -159,6 +159,13 @@ class NuScenesFrames(Sequence[SensorFrame]):
         other.camera_history, other.lidar_history = cameras, lidar
         return other
 
+    def with_keyframes(self, keyframes: Sequence[Keyframe]) -> NuScenesFrames:
+        """Other moments of the same data, scene by scene in the order of time; see data/sweep_frames.py."""
+        other = copy.copy(self)
+        other._keyframes = list(keyframes)
+        other._selection = range(len(other._keyframes))
+        return other
+
     def keyframe(self, index: int) -> Keyframe:
         """Stamps, poses, calibration and paths of a keyframe, without reading pictures or clouds."""
         return self._keyframes[self._selection[index]]

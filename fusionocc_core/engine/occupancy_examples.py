@@ -22,6 +22,7 @@ from fusionocc_core.data.imgseg import imgseg_path
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.data.pipeline import collate, key2global, prepare
 from fusionocc_core.data.render_rays import RayConfig
+from fusionocc_core.data.sweep_frames import frames_between
 from fusionocc_core.data.things import things_of
 from fusionocc_core.engine.examples import Examples, Unlabelled
 from fusionocc_core.engine.labels import check_labels, read_truth
@@ -32,6 +33,7 @@ from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
 from fusionocc_core.layers.view_transform import measured_depth_bins
 from fusionocc_core.losses import CenterTargets, Targets, collate_targets, draw_centers
 from fusionocc_core.metrics import MASKS, OccupancyTruth
+from fusionocc_core.ops.volume_render_rays import Rays
 from fusionocc_core.structures import Batch, InputConfig, SensorFrame
 
 UNLABELLED = ("leave_out", "keep")
@@ -63,6 +65,8 @@ class DataConfig:
     unlabelled: str = "leave_out"
     """What becomes of the others: "leave_out", or "keep": their depth still teaches, and so does a teacher
     (TrainConfig.teacher)."""
+    unlabelled_sweeps: bool = False
+    """Also take one moment between each two keyframes, from the sweeps of the data set; nothing of it is labelled."""
     labelled_repeats: int = 1
     """How often a labelled keyframe comes in a pass over the data, so that they are not few among many without."""
     reduce: int = 1
@@ -84,17 +88,18 @@ class DataConfig:
         """Whether the labels of a keyframe are used, counted from the first of the split."""
         return int((index + 1) * self.labelled_share + 1e-9) > int(index * self.labelled_share + 1e-9)
 
-    def order(self, keyframes: int) -> list[int]:
-        """The keyframes that make up one pass over the data."""
+    def order(self, keyframes: int, sweeps: int = 0) -> list[int]:
+        """The keyframes that make up one pass over the data, and behind their numbers those of moments between."""
+        between = list(range(keyframes, keyframes + sweeps))
         if self.labelled_share == 1 and self.labelled_repeats == 1:
-            return list(range(keyframes))
+            return list(range(keyframes)) + between
         labelled = [index for index in range(keyframes) if self.is_labelled(index)]
         if not labelled:
             raise ValueError(
                 f"DataConfig.labelled_share={self.labelled_share}: of {keyframes} keyframes none would be labelled"
             )
         others = [i for i in range(keyframes) if not self.is_labelled(i)] if self.unlabelled == "keep" else []
-        return labelled * self.labelled_repeats + others
+        return labelled * self.labelled_repeats + others + between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,18 +145,24 @@ class OccupancyExamples:
 
     def __init__(self, frames: NuScenesFrames, config: DataConfig, needs: ExampleNeeds, *, seed: int) -> None:
         self.frames, self.config, self.needs, self.seed = frames, config, needs, seed
-        self.order = config.order(len(frames))
-        """Keyframes by the sample of a key."""
-        if needs.center_classes and config.labelled_share < 1:
+        self.sweeps = frames_between(frames) if config.unlabelled_sweeps else None
+        self.order = config.order(len(frames), len(self.sweeps) if self.sweeps else 0)
+        """Keyframes by the sample of a key; from len(frames) on, moments between them."""
+        if needs.center_classes and (config.labelled_share < 1 or config.unlabelled_sweeps):
             raise ValueError(
-                f"DataConfig.labelled_share={config.labelled_share}: losses of centres take what is not labelled for "
-                "empty; set LossConfig.center_heatmap and center_position to 0"
+                f"DataConfig: labelled_share={config.labelled_share}, unlabelled_sweeps={config.unlabelled_sweeps}; "
+                "losses of centres take what is not labelled for empty: set LossConfig.center_heatmap and "
+                "center_position to 0"
             )
         labelled = [index for index in range(len(frames)) if config.is_labelled(index)]
         check_labels(frames, segmentation=needs.segmentation, voxels=needs.voxels, indices=labelled, grid=needs.grid)
         if labelled and needs.voxels:
             read_truth(frames, labelled[0], needs.grid, needs.label_set)
         self._rays = KeyframeRays(frames, config.rays, needs.label_set, config.is_labelled) if needs.rays else None
+        self._sweep_rays = None
+        if needs.rays and self.sweeps:
+            alone = replace(config.rays, source="none")
+            self._sweep_rays = KeyframeRays(self.sweeps, alone, needs.label_set, _never)
 
     def __len__(self) -> int:
         """How many samples one pass over the data has."""
@@ -160,7 +171,7 @@ class OccupancyExamples:
     def examples(self, keys: Sequence[SampleKey]) -> Examples:
         """The samples of these keys, prepared and joined."""
         indices = [self.order[key.sample] for key in keys]
-        frames = [self.frames[index] for index in indices]
+        frames = [self._frame(index) for index in indices]
         generators = [torch.Generator().manual_seed(draw_seed(self.seed, *key)) for key in keys]
         fewest = min(len(frame.cameras) for frame in frames)
         # Not from a sample's own generator, whose draws do not depend on what it is joined with.
@@ -171,7 +182,7 @@ class OccupancyExamples:
             image_augs, bev_aug = self._augmentation(frame, generator)
             batch, targets = self._one(index, frame, image_augs, bev_aug, generator)
             parts.append(self._drop(batch, targets, cameras, generator))
-            if self.needs.teacher and not self.config.is_labelled(index):
+            if self.needs.teacher and not self._is_labelled(index):
                 plain.append(prepare(frame, self.needs.inputs, self.needs.grid, bev_aug=bev_aug))
                 places.append(place)
         return Examples(
@@ -180,6 +191,22 @@ class OccupancyExamples:
             tokens=tuple(frame.token for frame in frames),
             unlabelled=Unlabelled(batch=collate(plain), places_U=torch.tensor(places)) if plain else None,
         )
+
+    def _frame(self, index: int) -> SensorFrame:
+        if index < len(self.frames):
+            return self.frames[index]
+        assert self.sweeps is not None
+        return self.sweeps[index - len(self.frames)]
+
+    def _is_labelled(self, index: int) -> bool:
+        return index < len(self.frames) and self.config.is_labelled(index)
+
+    def _draw_rays(self, index: int, keyego2global: NDArray[np.float64], generator: torch.Generator) -> Rays:
+        if index >= len(self.frames):
+            assert self._sweep_rays is not None
+            return self._sweep_rays.rays(index - len(self.frames), keyego2global, generator)
+        assert self._rays is not None
+        return self._rays.rays(index, keyego2global, generator)
 
     def _drop(self, batch: Batch, targets: Targets, cameras: int, generator: torch.Generator) -> tuple[Batch, Targets]:
         dropout = self.config.sensor_dropout
@@ -216,14 +243,14 @@ class OccupancyExamples:
         if needs.voxels:
             targets = self._with_voxels(targets, index, bev_aug, generator)
         if self._rays:
-            rays = self._rays.rays(index, key2global(frame, needs.inputs), generator)
+            rays = self._draw_rays(index, key2global(frame, needs.inputs), generator)
             targets = replace(targets, rays=rays.transformed(torch.from_numpy(bev_aug.matrix())))
         return batch, targets
 
     def _with_voxels(self, targets: Targets, index: int, bev_aug: BevAug, generator: torch.Generator) -> Targets:
         """The labels of voxels; of a keyframe without, nothing is known and nothing observed."""
         needs = self.needs
-        if not self.config.is_labelled(index):
+        if not self._is_labelled(index):
             nothing = torch.zeros(1, *needs.grid.shape, dtype=torch.bool)
             return replace(targets, mask_camera_BXYZ=nothing, mask_lidar_BXYZ=nothing)
         truth = read_truth(self.frames, index, needs.grid, needs.label_set)
@@ -261,7 +288,7 @@ class OccupancyExamples:
 
     def _segmentation(self, index: int, image_augs: dict[str, ImageAug]) -> torch.Tensor:
         size = self.needs.inputs.image_size
-        if not self.config.is_labelled(index):
+        if not self._is_labelled(index):
             return torch.full((1, len(image_augs), *size), self.needs.label_set.unknown, dtype=torch.uint8)
         records = self.frames.keyframe(index).records
         maps = [
@@ -269,6 +296,11 @@ class OccupancyExamples:
             for name, aug in image_augs.items()
         ]
         return _tensor(np.stack(maps))
+
+
+def _never(index: int) -> bool:
+    """For moments of which none is labelled; worker processes must be able to pickle it."""
+    return False
 
 
 def _mask(mask: NDArray[np.bool_] | None, grid: VoxelGrid, bev_aug: BevAug) -> torch.Tensor | None:

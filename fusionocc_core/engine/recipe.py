@@ -34,10 +34,12 @@ class Recipe:
             raise ValueError(f"Recipe.best_metric={self.best_metric!r}: expected one of {METRICS}")
         if self.loss.rendering:
             check_rendering(self.loss.rendering.render, self.model)
-        if self.train.teacher and (self.data.labelled_share == 1 or self.data.unlabelled != "keep"):
+        unlabelled = self.data.labelled_share < 1 and self.data.unlabelled == "keep"
+        if self.train.teacher and not (unlabelled or self.data.unlabelled_sweeps):
             raise ValueError(
                 "Recipe: train.teacher teaches keyframes without labels, but there are none: set data.labelled_share "
-                f"below 1 and data.unlabelled=keep, which are {self.data.labelled_share} and {self.data.unlabelled}"
+                f"below 1 and data.unlabelled=keep, which are {self.data.labelled_share} and {self.data.unlabelled}, "
+                "or data.unlabelled_sweeps=true"
             )
 
     @property

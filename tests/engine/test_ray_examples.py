@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from labelled_sample_tree import write_labelled_tree
+from nuscenes_tree import write_tree
 from uniocc_recipes import rendered, taught
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
@@ -19,6 +20,7 @@ from labelled_tree import add_lidarseg
 
 from fusionocc_core.data.augmentation import AugmentationConfig
 from fusionocc_core.data.imgseg import imgseg_path
+from fusionocc_core.data.sweep_frames import frames_between
 from fusionocc_core.engine.occupancy_examples import OccupancyExamples
 from fusionocc_core.engine.ray_examples import KeyframeRays
 from fusionocc_core.engine.sampler import SampleKey
@@ -147,6 +149,33 @@ def test_a_share_of_the_keyframes_is_labelled(frames):
     mine, plain = examples.batch, examples.unlabelled.batch
     assert torch.equal(plain.bev_aug_B44[0], mine.bev_aug_B44[1])
     assert not torch.equal(plain.image_aug_BTN44[0], mine.image_aug_BTN44[1])
+
+
+def test_moments_between_keyframes_come_without_labels(tmp_path):
+    tree = write_tree(tmp_path / "sweeps", scenes={"scene-0061": 3}, image_size=(192, 108), sweeps=2)
+    recipe = taught()
+    frames = open_frames(tree.root, recipe.model.inputs, split="mini_train", version=None)
+    with pytest.raises(FileNotFoundError, match="Occ3D labels"):
+        source(frames, recipe)
+    between = frames_between(frames)
+    stamps, keys = [between.stamp_ns(i) for i in range(len(between))], [frames.stamp_ns(i) for i in range(3)]
+    assert len(stamps) == 2
+    assert keys[0] < stamps[0] < keys[1] < stamps[1] < keys[2]
+    for index in range(2):
+        frame = between[index]
+        assert [camera.name for camera in frame.cameras] == list(frames.cameras)
+        assert max(abs(camera.stamp_ns - frame.stamp_ns) for camera in frame.cameras) <= 100_000_000
+    recipe = replace(rendered(), data=replace(recipe.data, labelled_share=1.0, unlabelled_sweeps=True))
+    recipe = replace(recipe, train=replace(recipe.train, teacher=taught().train.teacher))
+    examples = pickle.loads(pickle.dumps(source(frames, recipe, rays=replace(recipe.data.rays, source="none"))))
+    assert len(examples) == 5
+    example = examples.examples([SampleKey(0, 0), SampleKey(0, 4)])
+    assert example.tokens[1] == between.keyframe(1).token
+    assert example.unlabelled.places_U.tolist() == [1]
+    assert (example.targets.rays.label_R == OCC3D_LABELS.unknown).all()
+    plain = write_tree(tmp_path / "plain", scenes={"scene-0061": 2}, image_size=(192, 108))
+    with pytest.raises(ValueError, match="no LiDAR sweep lies between keyframes"):
+        frames_between(open_frames(plain.root, recipe.model.inputs, split="mini_train", version=None))
 
 
 def test_recipes_that_cannot_be_are_refused():
