@@ -134,6 +134,4 @@ def _write_title(picture: Picture, frame: ViewFrame, title: str) -> None:
     note, color = prediction.model, FAINT_INK
     if prediction.trained_on == UNTRAINED:
         note, color = f"{prediction.model}: {UNTRAINED}, the labels mean nothing", WARNING
-    elif frame.latencies_s.get("total"):
-        note += f"   {frame.latencies_s['total'] * 1e3:.0f} ms"
     write(picture, (WIDTH - MARGIN - text_size(note, 18)[0], 18), note, 18, color)
