@@ -233,5 +233,8 @@ def test_a_node_that_is_killed_while_it_publishes_starts_again_with_half_of_the_
     sys.stdout.write(f"first occupancy {first.came - heard_s:+.2f} s after the first sweep, without {without}\n")
     assert set(first.missing) >= set(half)
     vehicle.next(lambda m: set(m.cameras) == set(OFFICIAL_CAMERAS) - set(half), "the cameras that are there", 2.0)
+    log = vehicle.folder / "fusionocc.log"
+    vehicle.wait_for(lambda: "first occupancy after" in log.read_text(), 2, "the log says so")
+    sys.stdout.write(next(line for line in log.read_text().splitlines() if "first occupancy after" in line) + "\n")
     vehicle.start(*half)
     vehicle.recovers()
