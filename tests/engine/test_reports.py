@@ -41,7 +41,7 @@ def score(index, miou, labels=None):
 
 def parts(text):
     """Headings in order, number of pictures, of 3D figures."""
-    return re.findall(r"<h2>(.*?)</h2>", text), text.count("<img "), text.count('class="voxels"')
+    return re.findall(r"<h2>(.*?)</h2>", text), text.count("<img "), text.count('<figure class="voxels"><button')
 
 
 def test_worst_come_first_and_frames_without_a_score_last():
