@@ -146,6 +146,19 @@ def test_each_sensor_matters_and_observed_says_which_samples_have_one(network):
         assert network(absent(batch, **CASES["everything of a sample"])).observed_B.tolist() == [False, True]
 
 
+def test_under_autocast_geometry_stays_exact(network):
+    """Where Gaussians begin is a matter of float32; the rest is rounded."""
+    batch = small_batch()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = network(batch)
+    with torch.no_grad():
+        exact = network(batch)
+    assert rounded.gaussians.dtype == torch.float32
+    assert rounded.logits_BKXYZ.dtype == torch.float32
+    assert (rounded.gaussians.means_BG3 - exact.gaussians.means_BG3).abs().median() < 0.05
+    assert (rounded.logits_BKXYZ.argmax(1) == exact.logits_BKXYZ.argmax(1)).float().mean() > 0.9
+
+
 def test_gradients_reach_every_weight_of_both_branches(network):
     network.train()
     network.zero_grad()
