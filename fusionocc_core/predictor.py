@@ -176,7 +176,7 @@ class Predictor:
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         confidence: also return the probability of each voxel's label.
         seed: of the random draws at inference.
-        precision: see network_for_inference; "float32" gives the same labels on every machine.
+        precision: see network_for_inference; "float32" gives the same labels everywhere, up to rounding.
     """
 
     def __init__(
