@@ -56,6 +56,9 @@ PREDICTOR = {"PyTorch fp32, Predictor": "float32", "PyTorch bf16, Predictor": "b
 """As Predictor runs it: norms folded, labels without all scores."""
 CALIBRATION_FRAMES = 24
 
+WIDTH = 120
+"""The least that the tables take."""
+
 
 @dataclass(kw_only=True)
 class Row:
@@ -91,6 +94,7 @@ Model = OccupancyNetwork | AsPredictor | ExportedModel
 def main() -> None:
     args = make_parser().parse_args()
     console = Console(soft_wrap=True)
+    console.width = max(console.width, WIDTH)
     torch.set_num_threads(max(args.threads))
     network = load_weights(args.checkpoint) if args.checkpoint else load_model()
     artefacts = export_missing(network, args)
@@ -227,20 +231,20 @@ def tables(network: OccupancyNetwork, rows: dict[str, Row], args: argparse.Names
             *(f"{100 * v:.3f}" for v in (row.labels_equal, row.labels_equal_worst, row.occupied_equal)),
             "" if miou is None else f"{100 * miou:.2f}",
         )
-    speed = Table(title=f"From batch to labels, {args.timed_frames} keyframes, {args.repeats} times", box=None)
-    speed.add_column("", no_wrap=True)
-    for threads in args.threads:
-        for column in ("best ms", "median ms", "CPU ms", "times as fast", "by CPU time"):
-            speed.add_column(f"{column}, {threads} thr.", justify="right")
+    return [about, *(speeds(rows, threads, args) for threads in args.threads)]
+
+
+def speeds(rows: dict[str, Row], threads: int, args: argparse.Namespace) -> Table:
+    """With one number of threads."""
+    title = f"From batch to labels, {threads} threads, {args.timed_frames} keyframes, {args.repeats} times each"
+    table = Table(title=title, box=None)
+    for column in ("", "best ms", "median ms", "CPU ms", "times as fast", "by CPU time"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, row in rows.items():
-        speed.add_row(name, *(cell for threads in args.threads for cell in cells(row.timings[str(threads)])))
-    return [about, speed]
-
-
-def cells(timing: dict[str, float]) -> list[str]:
-    """One candidate with one number of threads."""
-    milliseconds = [f"{timing[key]:.0f}" for key in ("best_ms", "median_ms", "cpu_ms")]
-    return [*milliseconds, *(f"{timing[key]:.2f}" for key in ("times_as_fast", "cpu_ratio"))]
+        timing = row.timings[str(threads)]
+        milliseconds = [f"{timing[key]:.0f}" for key in ("best_ms", "median_ms", "cpu_ms")]
+        table.add_row(name, *milliseconds, *(f"{timing[key]:.2f}" for key in ("times_as_fast", "cpu_ratio")))
+    return table
 
 
 if __name__ == "__main__":
