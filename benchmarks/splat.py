@@ -205,6 +205,8 @@ def plot(path: Path, rows: Sequence[dict[str, float]], about: Machine) -> None:
                 panel.loglog([row[key] for row in mine], [row[quantity] for row in mine], "o-", label=name)
             panel.grid(True, which="both", color="0.92")
             panel.set_ylabel(quantity if column == 0 else "")
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("{x:g}")
         axes[1, column].set_xlabel("Gaussians" if key == "Gaussians" else "factor on the scales (25,600 Gaussians)")
         axes[1, column].set_xticks([row[key] for row in rows if row["against"] == against])
         axes[1, column].xaxis.set_major_formatter("{x:g}")
