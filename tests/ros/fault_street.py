@@ -340,10 +340,14 @@ class Street:
     # ---- what came out -----------------------------------------------------------------------------------------------
 
     def wait_for(self, condition: Callable[[], Any], seconds: float, what: str) -> float:
-        """Wait until something is so; how long it took, less the time for which the machine stood still."""
+        """Wait until something is so; how long it took, less the time for which the machine stood still.
+
+        Where more programs want to run than there are processors, they get as much more time.
+        """
         began, self.ears.pause_s = time.monotonic(), 0.0
+        strain = max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)
         while not condition():
-            if time.monotonic() - began > seconds + 2 * self.ears.pause_s:
+            if time.monotonic() - began > seconds * strain + 2 * self.ears.pause_s:
                 raise AssertionError(f"after {seconds} s not so: {what}; {self.situation()}")
             time.sleep(0.01)
         return max(time.monotonic() - began - 2 * self.ears.pause_s, 0.0)

@@ -16,7 +16,7 @@ from synthetic_sensors import OFFICIAL_CAMERAS, S
 
 from fusionocc_ros.causes import CAUSES
 
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 BACK = "CAM_BACK"
 
