@@ -2,10 +2,15 @@
 
 GIGA_MACS: dict[str, float] = {
     "flashfusion-mini": 9.37,
+    "flashfusion-r50": 157.06,
     "fusionocc-tiny": 95.91,
     "flashocc-m0": 153.30,
     "flashocc-m1": 247.73,
     "flashocc-tiny": 55.94,
+    "panoptic-flashocc-tiny": 181.85,
     "flashocc-tiny-panoptic": 57.93,
     "uniocc-tiny": 10.49,
+    "gaussianformer-tiny": 12.81,
+    "gaussianformer2-tiny": 13.54,
+    "gaussianfusion-tiny": 13.68,
 }

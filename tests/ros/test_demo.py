@@ -21,6 +21,7 @@ from rich.console import Console
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.structures import UNTRAINED
 from fusionocc_ros import commands, demo, processes, requirements
+from fusionocc_ros.collector import Answers, Collector
 from fusionocc_ros.demo import DemoPlan
 from fusionocc_ros.domains import DOMAINS
 from fusionocc_ros.processes import Processes, describe, failure
@@ -110,6 +111,19 @@ class TestProcesses:
         assert error.endswith("39\nhello")
 
 
+def test_the_rate_is_counted_from_the_first_answer_to_the_last(monkeypatch):
+    collector = Collector("/answers")
+    assert collector.answers() == Answers(messages={}, a_second=None)
+    clock = iter((100.0, 100.2, 100.8))
+    monkeypatch.setattr("fusionocc_ros.collector.time", argparse.Namespace(monotonic=lambda: next(clock)))
+    for number in (1, 2, 3):
+        stamp = argparse.Namespace(sec=number, nanosec=0)
+        collector._keep(argparse.Namespace(header=argparse.Namespace(stamp=stamp)))
+        assert (collector.answers().a_second is None) == (number == 1)
+    assert collector.answers().a_second == pytest.approx(2 / 0.8)
+    assert set(collector.answers().messages) == {1_000_000_000, 2_000_000_000, 3_000_000_000}
+
+
 class TestPreparation:
     def test_environment_is_set_for_the_children_and_taken_back(self, monkeypatch):
         monkeypatch.setenv("ROS_DOMAIN_ID", "7")
@@ -133,6 +147,9 @@ class TestPreparation:
             "confidence": True,
             "camera_names": ["LEFT", "RIGHT"],
             "sync.deadline": 2.0,
+            "bad_sensors": "drop",
+            "sync.min_cameras": 1,
+            "sync.reference_timeout": 0.0,
             "preset": "fusionocc-base",
             "checkpoint": str(Path("w.pth").resolve()),
             "lidar.topic": "/roof",
