@@ -222,7 +222,7 @@ def test_bfloat16_leaves_geometry_alone(model, batch, outputs):
         assert (reduced.gaussians.means_BG3 - outputs.gaussians.means_BG3).abs().max() < 0.2
 
 
-def test_the_first_part_hands_its_weights_over(tmp_path):
+def test_the_first_part_hands_its_weights_over():
     config = little_config()
     own = replace(config, lifter=replace(config.lifter, backbone=config.image_backbone, trained=False))
     torch.manual_seed(4)
