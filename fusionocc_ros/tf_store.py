@@ -86,7 +86,7 @@ class Track:
     def at(self, stamp_ns: int, tolerance_ns: int, gap_ns: int) -> Matrix | None:
         """The transform at a stamp, or None where it lies further than the tolerance outside of what is known.
 
-        Within the tolerance the motion goes on at constant speed, or stands still where the track is shorter than that.
+        Within the tolerance the motion goes on at constant speed, where the track is at least as long as the stretch.
         Also None where the stamps around it lie further apart than ``gap_ns``: what happened between is not known.
         """
         first, last = self.stamps[0], self.stamps[-1]
@@ -98,11 +98,11 @@ class Track:
         before_ns, after_ns = self.stamps[max(after - 1, 0)], self.stamps[min(after, len(self.stamps) - 1)]
         # Continuing from two stamps closer together than the stretch to cover would blow up their noise.
         if stamp_ns > last:
-            before_ns = next((s for s in reversed(self.stamps) if last - s >= tolerance_ns), last)
+            before_ns = next((s for s in reversed(self.stamps) if last - s >= tolerance_ns), first)
         elif stamp_ns < first:
-            after_ns = next((s for s in self.stamps if s - first >= tolerance_ns), first)
-        if before_ns == after_ns:
-            return self.matrices[before_ns]
+            after_ns = next((s for s in self.stamps if s - first >= tolerance_ns), last)
+        if not first <= stamp_ns <= last and after_ns - before_ns < max(stamp_ns - last, first - stamp_ns):
+            return None
         if before_ns < stamp_ns < after_ns and after_ns - before_ns > gap_ns:
             return None
         fraction = (stamp_ns - before_ns) / (after_ns - before_ns)
