@@ -53,9 +53,11 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.release()
-        if kind is None and self.count:
+        if self._writer is None:  # nothing was written, or it is closed already
+            return
+        self._writer.release()
+        self._writer = None
+        if kind is None:
             self._unfinished.replace(self.path)
         else:
             self._unfinished.unlink(missing_ok=True)
