@@ -23,6 +23,8 @@ from fusionocc_core.structures import LidarSweep, Outputs
 
 OPAQUE = 0.5
 """A ray sees something where more than this share of it is stopped."""
+CERTAIN = 20.0
+"""Score of what a network without density answers; less than nothing that of the other classes."""
 OPTICAL = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
 """x forward, y left, z up to x right, y down, z forward."""
 
@@ -168,7 +170,7 @@ def _seen(outputs: Outputs, config: NetworkConfig, rays: Rays) -> tuple[NDArray[
     if len(outputs.logits_BKXYZ) != 1:
         raise ValueError(f"rendered views are of one sample; the outputs hold {len(outputs.logits_BKXYZ)}")
     render, free = rendering_for(config), config.label_set.free
-    volume = density_volume(outputs, render, free=free)
+    volume = density_volume(outputs if outputs.density else _certain(outputs), render, free=free)
     rendered = volume_render(volume.density_BXYZ, volume.semantic_BXYZK, rays.to(volume.density_BXYZ.device), render)
     opacity_R = (1 - rendered.transmittance_R).cpu()
     sees_R = opacity_R > OPAQUE
@@ -176,3 +178,14 @@ def _seen(outputs: Outputs, config: NetworkConfig, rays: Rays) -> tuple[NDArray[
     label_R = rendered.semantic_RK.argmax(dim=1).cpu()
     label_R = torch.where(sees_R, label_R + (label_R >= free).long(), free)
     return distance_R.numpy(), label_R.numpy()
+
+
+def _certain(outputs: Outputs) -> Outputs:
+    """The answer as certain scores.
+
+    A network that was not made to be rendered leaves a few per cent of every free voxel to other classes, which stops
+    rays long before they arrive.
+    """
+    labels_BXYZ = outputs.logits_BKXYZ.argmax(dim=1, keepdim=True)
+    scores = torch.full_like(outputs.logits_BKXYZ, -CERTAIN).scatter(1, labels_BXYZ, CERTAIN)
+    return Outputs(logits_BKXYZ=scores)

@@ -178,6 +178,13 @@ def rendered_terms(
         )
     if bool((rays.label_R == free).any()):
         raise ValueError(f"Rays.label_R holds {free}, which is free space; rays end in something")
+    classes = outputs.logits_BKXYZ.shape[1]
+    wrong_R = (rays.label_R != unknown) & ((rays.label_R < 0) | (rays.label_R >= classes))
+    if bool(wrong_R.any()):
+        raise ValueError(
+            f"Rays.label_R holds {rays.label_R[wrong_R].unique().tolist()[:8]}; expected 0..{classes - 1} but for "
+            f"{free} (free), or {unknown} for unknown"
+        )
     with torch.autocast(outputs.logits_BKXYZ.device.type, enabled=False):
         volume = density_volume(outputs, config.render, free=free)
         rendered = volume_render(

@@ -110,7 +110,7 @@ def networks():
     yield FlashOcc(square(flashocc_config()))
 
 
-@pytest.mark.parametrize("network", networks(), ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize("network", list(networks()), ids=lambda n: type(n).__name__)
 def test_rays_alone_teach_any_network(network):
     config = network.config
     batch = random_batch(config, samples=1, cameras=2, seed=1)
@@ -141,7 +141,7 @@ def test_bad_rays_are_named_and_missing_ones_told(caplog):
         terms(None)
     with pytest.raises(ValueError, match="holds 17, which is free space"):
         terms(rays(4, label=17))
-    with pytest.raises(ValueError, match=r"holds \[40\]; expected 0\.\.16"):
+    with pytest.raises(ValueError, match=r"holds \[40\]; expected 0\.\.17 but for 17"):
         terms(rays(4, label=40))
     with caplog.at_level(logging.INFO):
         unmeasured = terms(replace(rays(4, label=255), depth_R=torch.zeros(4)))
@@ -177,8 +177,8 @@ def render_steps(steps: int) -> list[int]:
 
 
 def test_memory_stays_flat_as_ray_counts_change():
-    memory = render_steps(60)
-    assert memory[-1] - max(memory[:30]) < 8e6
+    memory = render_steps(30)
+    assert memory[-1] - max(memory[:15]) < 8e6
 
 
 @pytest.mark.long
