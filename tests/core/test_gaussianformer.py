@@ -199,15 +199,15 @@ def test_it_learns(version):
     config = little_config(version)
     model, batch = GaussianFormer(config).train(), random_batch(config, samples=1, cameras=3, seed=7)
     targets, loss = random_targets(config, 1), LossConfig(cross_entropy=1.0, lovasz_occupied=1.0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     values = []
-    for _ in range(12):
+    for _ in range(20):
         losses = compute_losses(model(batch), targets, loss, OCC3D_LABELS)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
         values.append(float(losses.total.detach()))
-    assert min(values[-3:]) < 0.9 * values[0]
+    assert min(values[-3:]) < 0.85 * values[0]
 
 
 def test_bfloat16_leaves_geometry_alone(model, batch, outputs):
