@@ -55,9 +55,7 @@ def density_mlp(config: DensityHeadConfig, channels: int, *, heights: int = 1) -
 
 def semantic_mlp(channels: int, *, classes: int, heights: int = 1) -> nn.Sequential:
     """Scores (..., heights * K) of features (..., C), height after height."""
-    return nn.Sequential(
-        nn.Linear(channels, 2 * channels), nn.Softplus(), nn.Linear(2 * channels, heights * classes)
-    )
+    return nn.Sequential(nn.Linear(channels, 2 * channels), nn.Softplus(), nn.Linear(2 * channels, heights * classes))
 
 
 def density_outputs(
