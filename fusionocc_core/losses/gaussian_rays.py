@@ -78,7 +78,11 @@ def ray_occupancy(rays: RayPredictions, labels_BXYZ: Tensor, *, free: int, unkno
         unknown: label of voxels that do not count.
     """
     occupied, known = occupied_points(rays, labels_BXYZ, free=free, unknown=unknown)
-    logits_BNhwE = rays.logits_BNhwE.float()
-    log_own = logits_BNhwE.log_softmax(dim=-1)
+    return shares_along_rays(rays.logits_BNhwE, occupied, known)
+
+
+def shares_along_rays(logits_BNhwE: Tensor, occupied: Tensor, known: Tensor) -> Tensor:
+    """Mean binary cross-entropy between the softmax over a ray's entries and which of them are right, where known."""
+    log_own = logits_BNhwE.float().log_softmax(dim=-1)
     log_others = torch.log1p(-log_own.exp().clamp(max=ALMOST_ONE))
     return -(torch.where(occupied, log_own, log_others) * known).sum() / known.sum().clamp(min=1)

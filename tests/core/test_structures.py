@@ -70,7 +70,7 @@ def test_a_frame_may_mix_image_sizes_and_lack_a_sensor():
         (lambda: frame(ego2global=np.full((4, 4), np.nan)), "SensorFrame.ego2global"),
         (lambda: InputConfig(image_size=(1, 1), resampling="lanczos"), "resampling='lanczos'"),
         (lambda: InputConfig(image_size=(1, 1), channel_order="brg"), "channel_order='brg'"),
-        (lambda: InputConfig(image_size=(1, 1), key_pose="lidar"), "key_pose='lidar'"),
+        (lambda: InputConfig(image_size=(1, 1), key_pose="camera"), "key_pose='camera'"),
         (lambda: InputConfig(image_size=(0, 1)), "image_size"),
         (lambda: InputConfig(image_size=(1, 1), lidar_history=-1), "lidar_history=-1"),
     ],

@@ -254,7 +254,7 @@ def test_without_lidar_depth_and_cloud_are_empty_and_that_is_said_once(
 
 
 def test_what_does_not_fit_is_refused(frame: SensorFrame) -> None:
-    with pytest.raises(ValueError, match='expected a grid in "ego"'):
+    with pytest.raises(ValueError, match="brings sensors to the frame 'ego'; expected a grid there"):
         prepare(frame, INPUTS, SURROUNDOCC_GRID)
     augs = {"CAM_FRONT_LEFT": fit_image((90, 160), (64, 128))}
     with pytest.raises(ValueError, match="image_augs: nothing given for CAM_FRONT, "):
