@@ -13,8 +13,11 @@ from torch import Tensor
 
 from fusionocc_core.ops.pixel_rays import points_along_rays, voxels_of_points
 
-ALMOST_ONE = 1 - 2**-23
-"""Largest probability in 1 - p, so that its logarithm stays finite."""
+ALMOST_ONE = 1 - 2**-24
+"""Largest probability below one in float32: in 1 - p, so that its logarithm stays finite."""
+
+LOWEST_LOG = -100.0
+"""The logarithm of zero, as torch's binary cross-entropy has it."""
 
 
 class Grid(Protocol):
@@ -84,5 +87,7 @@ def ray_occupancy(rays: RayPredictions, labels_BXYZ: Tensor, *, free: int, unkno
 def shares_along_rays(logits_BNhwE: Tensor, occupied: Tensor, known: Tensor) -> Tensor:
     """Mean binary cross-entropy between the softmax over a ray's entries and which of them are right, where known."""
     log_own = logits_BNhwE.float().log_softmax(dim=-1)
-    log_others = torch.log1p(-log_own.exp().clamp(max=ALMOST_ONE))
+    share = log_own.exp()
+    # A share that rounds to one has no logarithm of the rest; the official operator takes a constant there.
+    log_others = torch.where(share < 1, torch.log1p(-share.clamp(max=ALMOST_ONE)), LOWEST_LOG)
     return -(torch.where(occupied, log_own, log_others) * known).sum() / known.sum().clamp(min=1)
