@@ -585,7 +585,8 @@ def test_every_palette_has_a_colour_for_every_class_and_neighbours_differ() -> N
         painted = paint(OCC3D_LABELS, name)
         assert (painted.names, painted.free) == (OCC3D_LABELS.names, OCC3D_LABELS.free)
         assert set(palette) <= set(OCC3D_LABELS.names)
-        assert len(set(painted.colors)) == OCC3D_LABELS.num, name
+        shared = name == "semantickitti"  # other vehicles are construction vehicles and trailers there
+        assert len(set(painted.colors)) == OCC3D_LABELS.num - shared, name
         assert paint(LABELS, name).names == LABELS.names
     assert paint(OCC3D_LABELS, "nuscenes").colors[11] == (0, 207, 191)
     with pytest.raises(ValueError, match="palette: 'pink' is not one of default, "):
