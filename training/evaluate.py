@@ -126,15 +126,8 @@ def measure(
 ) -> OccupancyReport:
     """The evaluation with a progress bar."""
     import torch
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
+    from fusionocc_core.commands.progress import make_progress
     from fusionocc_core.engine.evaluation import evaluate
 
     def on_frame(prediction: Occupancy, truth: OccupancyTruth) -> None:
@@ -142,10 +135,8 @@ def measure(
         if worst:
             worst.add(prediction, truth)
 
-    columns = (TextColumn("keyframes of this process"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not world.is_main, transient=True) as bar:
-        task = bar.add_task("evaluating", total=None)
+    with make_progress() as bar:
+        task = bar.add_task("keyframes of this process", total=None, visible=world.is_main)
         report = evaluate(
             model,
             labelled,

@@ -106,7 +106,7 @@ def make_artefact(args: argparse.Namespace, network: OccupancyNetwork) -> Artefa
 
 def measure(args: argparse.Namespace, network: OccupancyNetwork, artefact: Artefact) -> Parity:
     """Compare the artefact with the network, with a progress bar."""
-    from fusionocc_core.commands.prepare_check import make_progress
+    from fusionocc_core.commands.progress import make_progress
     from fusionocc_core.export.model import load_exported
     from fusionocc_core.export.parity import compare
     from fusionocc_core.export.run import keyframes_to_compare

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionocc_core.commands.prepare import missing_lidarseg
-from fusionocc_core.commands.prepare_check import make_progress
+from fusionocc_core.commands.progress import make_progress
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,9 +17,9 @@ from fusionocc_core.commands.prepare_check import (
     KINDS,
     RECIPE_KINDS,
     check,
-    make_progress,
     report_missing_lidarseg,
 )
+from fusionocc_core.commands.progress import make_progress
 
 if TYPE_CHECKING:
     import numpy as np

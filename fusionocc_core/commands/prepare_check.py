@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusionocc_core.commands.progress import make_progress
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from rich.console import Console
-    from rich.progress import Progress
 
     from fusionocc_core.data.nuscenes import NuScenesFrames
     from fusionocc_core.data.nuscenes_tables import Keyframe, SensorRecord
@@ -199,32 +200,6 @@ def _look_at_occ3d(path: Path, deep: bool) -> None:
     missing = {"semantics.npy", "mask_lidar.npy", "mask_camera.npy"} - names
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
-
-
-def make_progress() -> Progress:
-    """A bar with count and ETA on the terminal; nothing where stderr is a file."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def _print_tallies(console: Console, title: str, tallies: dict[str, Tally]) -> None:

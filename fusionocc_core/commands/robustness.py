@@ -108,7 +108,7 @@ def measure_with_bar(
     on_prediction: OnPrediction | None = None,
 ) -> tuple[ConditionResult, ...]:
     """The measurement with a progress bar."""
-    from fusionocc_core.commands.prepare_check import make_progress
+    from fusionocc_core.commands.progress import make_progress
     from fusionocc_core.engine.robustness.measure import measure
 
     with make_progress() as bar, without_hints_of_lost_sensors():

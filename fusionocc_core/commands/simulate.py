@@ -61,15 +61,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Write the data set."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
+    from fusionocc_core.commands.progress import make_progress
     from fusionocc_core.simulation import SimulationConfig, check_request, generate
 
     config = SimulationConfig(
@@ -86,15 +79,7 @@ def run(args: argparse.Namespace) -> int:
         corruptions=tuple(args.corrupt),
     )
     check_request(args.out, config, args.workers)
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
+    with make_progress() as bar:
         task = bar.add_task("keyframes", total=None)
         generate(args.out, config, args.workers, lambda done, total: bar.update(task, completed=done, total=total))
     Console().print(f"wrote {config.scenes} scenes of {config.keyframes} keyframes to {args.out}")

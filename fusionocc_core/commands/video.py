@@ -41,15 +41,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Write the video."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
+    from fusionocc_core.commands.progress import make_progress
     from fusionocc_core.viz.video import VideoWriter
 
     if args.threads < 1:
@@ -57,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
     writer = VideoWriter(args.out, fps=args.fps)
     source = open_source(args)
     console = Console(stderr=True)
-    columns = (TextColumn("frames"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar, writer:
-        task = bar.add_task("", total=source.total)
+    with make_progress() as bar, writer:
+        task = bar.add_task("frames", total=source.total)
         for picture in drawn(source, args.palette, args.threads):
             writer.write(picture)
             bar.update(task, advance=1)

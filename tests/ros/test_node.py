@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros import declared, outputs
 from fusionocc_ros.causes import CAUSES
 from fusionocc_ros.convert import ns_to_stamp, stamp_to_ns
-from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.inputs import Inputs
 from fusionocc_ros.node import OccNode, RosHandler
 from fusionocc_ros.occupancy_messages import message_to_occupancy
@@ -52,14 +51,6 @@ pytestmark = pytest.mark.ros
 @pytest.fixture(autouse=True)
 def localhost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-
-
-@pytest.fixture
-def world(localhost: None) -> Iterator[World]:
-    with claimed_domain() as domain:
-        world = World(domain)
-        yield world
-        world.close()
 
 
 def parameters(**values: Any) -> list[Parameter]:

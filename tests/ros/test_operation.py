@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +26,6 @@ from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_msgs.srv import SaveSnapshot, SetPalette
 from fusionocc_ros.diagnostic_keys import KEYS, STATUSES
 from fusionocc_ros.diagnostics import Report, WorkCounters, report_to_message
-from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.latency import LATENCIES
 from fusionocc_ros.live import changed
 from fusionocc_ros.model_hash import weights_hash
@@ -43,15 +41,6 @@ from fusionocc_ros.sync import SyncCounters
 from fusionocc_ros.waiting import StartUp, missing_inputs
 
 pytestmark = pytest.mark.ros
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    with claimed_domain() as domain:
-        made = World(domain)
-        yield made
-        made.close()
 
 
 def call(world: World, vehicle: Vehicle, kind: type, service: str, **values: Any) -> Any:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,26 +17,11 @@ from fusionocc_core import DEFAULT_PRESET
 from fusionocc_core.grids import OCC3D_LABELS
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros.convert import stamp_to_ns
-from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.occupancy_messages import message_to_occupancy
 
 pytestmark = pytest.mark.ros
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    with claimed_domain() as number:
-        yield number
-
-
-@pytest.fixture
-def world(domain: int) -> Iterator[World]:
-    world = World(domain)
-    yield world
-    world.close()
 
 
 def start(domain: int, *arguments: str) -> subprocess.Popen[str]:

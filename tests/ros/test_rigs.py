@@ -6,7 +6,7 @@ import re
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,22 +36,12 @@ from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros.approximate_time import ApproximateTimeSync
 from fusionocc_ros.assemble import Needs
 from fusionocc_ros.convert import stamp_to_ns
-from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.inputs import sync_config
 from fusionocc_ros.node import OccNode
 from fusionocc_ros.parameters import LidarParameters, NodeParameters
 from fusionocc_ros.sync import LIDAR, SyncConfig
 
 pytestmark = pytest.mark.ros
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    with claimed_domain() as domain:
-        made = World(domain)
-        yield made
-        made.close()
 
 
 class Drive:

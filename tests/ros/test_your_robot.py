@@ -19,7 +19,6 @@ from synthetic_sensors import MS, RELIABLE, START, FakeNetwork, S, World, cloud,
 
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_ros.convert import ns_to_stamp
-from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.node import OccNode
 from fusionocc_ros.rig import load_rig
 
@@ -28,15 +27,6 @@ pytestmark = pytest.mark.ros
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "your_robot.md"
 CAMERAS = ("front", "left", "back", "right")
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    with claimed_domain() as domain:
-        made = World(domain)
-        yield made
-        made.close()
 
 
 def blocks() -> list[Any]:
