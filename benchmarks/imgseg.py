@@ -24,6 +24,7 @@ from statistics import median
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded
 
 import numpy as np
+from baselines.imgseg import paint_point_by_point
 from machine import in_words, machine, write_report
 from numpy.typing import NDArray
 from rich.console import Console
@@ -50,28 +51,6 @@ class Timing:
     ours_best_ms: float
     point_by_point_best_ms: float
     ratio: float
-
-
-def paint_point_by_point(
-    points: NDArray[np.float32], classes: NDArray[np.uint8], lidar: SensorRecord, cameras: tuple[SensorRecord, ...]
-) -> list[NDArray[np.uint8]]:
-    """The rule as it is written: a rectangle for each point that is seen, and every eighth pixel kept."""
-    maps = []
-    for camera in cameras:
-        xyz = points[:, :3].T.copy()
-        for pose in (lidar.sensor2ego, lidar.ego2global):
-            xyz = (pose[:3, :3] @ xyz).astype(np.float32) + pose[:3, 3].astype(np.float32)[:, None]
-        for pose in (camera.ego2global, camera.sensor2ego):
-            xyz = (pose[:3, :3].T @ (xyz - pose[:3, 3].astype(np.float32)[:, None])).astype(np.float32)
-        u, v, z = camera.intrinsics @ xyz.astype(np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            u, v = u / z, v / z
-            seen = (z > 0.1) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
-        canvas = np.full((camera.height, camera.width), 17, np.uint8)
-        for x, y, label in zip(u[seen].astype(int), v[seen].astype(int), classes[seen], strict=True):
-            canvas[max(0, y - 8) : min(y + 8, camera.height - 1), max(0, x - 4) : min(x + 4, camera.width - 1)] = label
-        maps.append(canvas[::8, ::8].copy())
-    return maps
 
 
 def recorded(root: Path) -> tuple[SensorRecord, tuple[SensorRecord, ...]]:

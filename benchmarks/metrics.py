@@ -10,7 +10,6 @@ it runs on every 200th ray and is multiplied by 200.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from statistics import median
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded
 
 import numpy as np
+from baselines.ray_iou import walk
 from machine import in_words, machine, write_report
 from numpy.typing import NDArray
 from rich.console import Console
@@ -97,22 +97,7 @@ def count_mask_by_mask(said: NDArray[np.uint8], truth: OccupancyTruth) -> list[N
 
 def walk_one_by_one(occupied: NDArray[np.bool_], rays: Rays) -> list[float]:
     """Distances in voxels."""
-    out = []
-    for start, direction in zip(rays.start.tolist(), rays.direction.tolist(), strict=True):
-        cell = [math.trunc(v) for v in start]
-        step = [1 if d >= 0 else -1 for d in direction]
-        t = [math.inf if d == 0 else (c + (d >= 0) - s) / d for c, s, d in zip(cell, start, direction, strict=True)]
-        dt = [math.inf if d == 0 else abs(1 / d) for d in direction]
-        distance = 0.0
-        while all(0 <= c < n for c, n in zip(cell, occupied.shape, strict=True)):
-            distance = min(t)
-            if occupied[tuple(cell)]:
-                break
-            axis = 0 if t[0] < t[1] and t[0] < t[2] else 1 if t[0] >= t[1] and t[1] < t[2] else 2
-            cell[axis] += step[axis]
-            t[axis] += dt[axis]
-        out.append(distance)
-    return out
+    return [walk(occupied, *ray)[1] for ray in zip(rays.start.tolist(), rays.direction.tolist(), strict=True)]
 
 
 def compare(
