@@ -111,13 +111,15 @@ def _read_poses(bag: Bag, moments: Any) -> None:
 
 def _moments_of(bag: Bag, moments: Any) -> Iterator[ViewFrame]:
     from fusionocc_ros.bag_reader import stamp_of
+    from fusionocc_ros.view_moments import message_stamp_ns
 
     topics = moments.topics
     keyframes = bag.keyframe_stamps_ns
-    wanted = {topics.lidar, topics.occupancy, *(camera.picture for camera in topics.cameras)}
+    wanted = {topics.lidar, topics.occupancy, topics.gaussians, *(camera.picture for camera in topics.cameras)}
     connections = [one for one in bag.connections if one.topic in wanted]
     for connection, _, data in bag.messages(connections, bag.start_ns, bag.end_ns + 1):
-        stamp_ns = stamp_of(data)
+        has_header = connection.topic != topics.gaussians
+        stamp_ns = stamp_of(data) if has_header else message_stamp_ns(_load(connection.msgtype, data))
         if connection.topic == topics.lidar and keyframes is not None and stamp_ns not in keyframes:
             continue
         moments.take(connection.topic, stamp_ns, partial(_load, connection.msgtype, data))

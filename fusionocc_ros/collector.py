@@ -43,35 +43,25 @@ class Collector:
         self._arrived_s: list[float] = []
         self._dropped: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Collector:
-        import rclpy
         from diagnostic_msgs.msg import DiagnosticArray
-        from rclpy.context import Context
-        from rclpy.executors import SingleThreadedExecutor
         from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 
         from fusionocc_msgs.msg import SemanticOccupancy
+        from fusionocc_ros.spinning import node_in_thread
 
-        self._context = Context()
-        rclpy.init(context=self._context, domain_id=self._domain_id)
-        self._node = rclpy.create_node("fusionocc_collector", context=self._context)
+        self._node = self._open.enter_context(node_in_thread("fusionocc_collector", domain_id=self._domain_id))
         quality = QoSProfile(history=HistoryPolicy.KEEP_ALL, reliability=ReliabilityPolicy.RELIABLE)
         self._node.create_subscription(SemanticOccupancy, self.topic, self._keep, quality)
         self._node.create_subscription(DiagnosticArray, "/diagnostics", self._count_drops, 10)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._spin, name="collector", daemon=True)
-        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._executor.shutdown()
-        self._thread.join()
-        self._node.destroy_node()
-        self._context.try_shutdown()
+        self._open.close()
 
     @property
     def offered(self) -> bool:
@@ -114,9 +104,3 @@ class Collector:
         with self._lock:
             self._arrived_s.append(time.monotonic())
             self._messages[stamp_to_ns(message.header.stamp)] = message
-
-    def _spin(self) -> None:
-        from rclpy.executors import ExternalShutdownException, ShutdownException
-
-        with contextlib.suppress(ExternalShutdownException, ShutdownException):
-            self._executor.spin()

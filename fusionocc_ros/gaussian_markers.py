@@ -1,11 +1,13 @@
-"""Gaussians for screens: one sphere each, stretched and turned into its ellipsoid."""
+"""Gaussians for screens: one sphere each, stretched and turned into its ellipsoid; and read back from there."""
 
 from __future__ import annotations
 
 import numpy as np
 from std_msgs.msg import ColorRGBA
-from visualization_msgs.msg import Marker
+from visualization_msgs.msg import Marker, MarkerArray
 
+from fusionocc_core.gaussians import GaussianCloud
+from fusionocc_core.grids import LabelSet
 from fusionocc_core.structures import Occupancy
 from fusionocc_ros.convert import ns_to_stamp
 from fusionocc_ros.marker_bytes import markers_to_bytes
@@ -62,3 +64,37 @@ def gaussians_to_markers(occupancy: Occupancy, frame_id: str, *, most: int, devi
     nothing = np.zeros((0, 3))
     markers = gaussian_markers(occupancy, frame_id, most=most, deviations=deviations)
     return markers_to_bytes([(marker, nothing) for marker in markers])
+
+
+def markers_to_gaussians(message: MarkerArray, label_set: LabelSet, *, deviations: float = 1.0) -> GaussianCloud:
+    """What ``gaussian_markers`` made, up to rounding: opacities are FAINTEST at least.
+
+    Args:
+        message: of ~/gaussians.
+        label_set: of the answer that the markers belong to.
+        deviations: with which they were made.
+
+    Raises:
+        ValueError: a marker that is no ellipsoid, or of a class that the label set does not have.
+    """
+    spheres = [marker for marker in message.markers if marker.action == Marker.ADD]
+    strange = [m for m in spheres if m.type != Marker.SPHERE or m.ns not in label_set.names]
+    if strange:
+        raise ValueError(
+            f"marker {strange[0].ns!r} of type {strange[0].type}: expected spheres named by classes of {label_set.name}"
+        )
+    rows = np.array(
+        [
+            (p.x, p.y, p.z, s.x, s.y, s.z, q.w, q.x, q.y, q.z, marker.color.a)
+            for marker in spheres
+            for p, s, q in [(marker.pose.position, marker.scale, marker.pose.orientation)]
+        ],
+        np.float32,
+    ).reshape(-1, 11)
+    return GaussianCloud(
+        means_G3=rows[:, :3],
+        scales_G3=rows[:, 3:6] / (2 * deviations),
+        rotations_G4=rows[:, 6:10],
+        opacities_G=rows[:, 10],
+        labels_G=np.array([label_set.names.index(marker.ns) for marker in spheres], np.uint8),
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -23,9 +21,6 @@ PATIENCE_S = 30.0
 """... and given up when after this long there is nothing to look at, or nothing has come."""
 
 POLL_S = 0.02
-
-SPIN_S = 0.2
-"""How long the listening thread sleeps at most before it looks whether it shall end."""
 
 QUEUE = 20
 """Messages that wait for us on each topic."""
@@ -65,9 +60,12 @@ class LiveSource:
         Raises:
             TimeoutError: nothing to look at is published, or nothing comes.
         """
+        from fusionocc_ros.dds import use_shipped_profile
+        from fusionocc_ros.spinning import node_in_thread
         from fusionocc_ros.view_moments import ViewMoments
 
-        with listening() as node:
+        use_shipped_profile()
+        with node_in_thread("fusionocc_view") as node:
             topics = self._find(node)
             moments = ViewMoments(
                 topics,
@@ -112,42 +110,6 @@ class LiveSource:
             time.sleep(10 * POLL_S)
 
 
-@contextlib.contextmanager
-def listening() -> Iterator[Any]:
-    """A node of our own, spun in a thread."""
-    import rclpy
-    from rclpy.context import Context
-    from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
-
-    from fusionocc_ros.dds import use_shipped_profile
-
-    use_shipped_profile()
-    context = Context()
-    rclpy.init(context=context)
-    node = rclpy.create_node("fusionocc_view", context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-
-    ended = threading.Event()
-
-    def spin() -> None:
-        # Not spin(): shut down under it, it fails in ways that differ from release to release.
-        with contextlib.suppress(ExternalShutdownException, ShutdownException):
-            while not ended.is_set():
-                executor.spin_once(timeout_sec=SPIN_S)
-
-    thread = threading.Thread(target=spin, name="view", daemon=True)
-    thread.start()
-    try:
-        yield node
-    finally:
-        ended.set()
-        thread.join()
-        executor.shutdown()
-        node.destroy_node()
-        context.try_shutdown()
-
-
 def _subscribe(node: Any, topics: ViewTopics, moments: Any) -> None:
     from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
@@ -169,11 +131,10 @@ def _subscribe(node: Any, topics: ViewTopics, moments: Any) -> None:
 
 
 def _callback(topic: str, moments: Any) -> Any:
-    from fusionocc_ros.convert import stamp_to_ns
+    from fusionocc_ros.view_moments import message_stamp_ns
 
     def take(message: Any) -> None:
-        stamp_ns = stamp_to_ns(message.header.stamp) if hasattr(message, "header") else 0
-        moments.take(topic, stamp_ns, partial(_itself, message))
+        moments.take(topic, message_stamp_ns(message), partial(_itself, message))
 
     return take
 

@@ -77,6 +77,8 @@ class Output:
     package: str = ""
     """Of the message, where it is not among those that every installation has."""
     qos: QoSProfile = field(default_factory=lambda: OUTPUT_QOS)
+    possible: Callable[[Result], bool] = lambda result: True
+    """Whether this result has such a thing at all; nothing is sent, and nobody told, where it has not."""
     clear: Callable[[Any], Any] | None = None
     """What takes the last message off the screens, made of it; None: nothing has to."""
 
@@ -249,6 +251,7 @@ OUTPUTS: tuple[Output, ...] = (
         what="ellipsoids of networks that have Gaussians, the most opaque ones: SPHEREs, named by class",
         load=lambda: MarkerArray,
         make=_gaussians,
+        possible=lambda result: result.occupancy.gaussians is not None,
         offered=lambda p: p.publish_gaussians,
         max_rate=lambda p: p.gaussians_max_rate,
         clear=lambda last: clearing_markers(),

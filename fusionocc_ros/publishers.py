@@ -130,7 +130,7 @@ class Outputs:
             self._latest = (painted, without_sensors(provenance))
         result = Result(occupancy=painted, provenance=provenance, parameters=parameters)
         for topic in self._topics:
-            if topic.heard and topic.limit(topic.output.max_rate(parameters)):
+            if topic.heard and topic.output.possible(result) and topic.limit(topic.output.max_rate(parameters)):
                 self._send(topic, result)
         if self._latency is not None:
             self._latency.publish(provenance.times, stamp_ns=occupancy.stamp_ns, publishing_s=time.monotonic() - began)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from fusionocc_core.gaussians import GaussianCloud
 from fusionocc_core.structures import Occupancy
 from fusionocc_core.viz.view_frame import ViewFrame
 from fusionocc_ros.assemble import Assembler, Moment
-from fusionocc_ros.causes import DropFrame
+from fusionocc_ros.causes import CAUSES, NO_MESSAGE, DropFrame
 from fusionocc_ros.convert import odometry_to_matrix, stamp_to_ns, transform_to_matrix
 from fusionocc_ros.ego_motion import EgoMotion
+from fusionocc_ros.gaussian_markers import markers_to_gaussians
 from fusionocc_ros.occupancy_messages import message_to_occupancy
 from fusionocc_ros.parameters import CameraParameters, NodeParameters
 from fusionocc_ros.readers import CameraInfos
@@ -36,12 +38,22 @@ LOOKAHEAD_NS = 12 * S // 100
 """A sweep is shown when messages of this much later have come, so that none of its pictures is still under way ..."""
 
 ANSWER_NS = 2 * S
-"""... or, where a node answers, when its answer has come or messages of this much later."""
+"""... or, where a node answers, when its answer has come, the answer to a later one, or messages of this much later."""
+
+QUIET = 3
+"""A node whose answers come later than that has ended when none has come for so many times as long as they took."""
+
+RESTART_NS, SLOWEST_NS = 5 * S, 300 * S
+"""Stamps that go back further, of sensors and of answers beside them, are those of a bag that began anew."""
+
+GAUSSIANS_NS = 3 * S // 10
+"""An answer is shown without its Gaussians when messages of this much later have come since."""
 
 KEPT = 64
 """Messages of each sensor, and sweeps that wait."""
 
 FOREVER_NS = 10**18
+NEVER_NS = -FOREVER_NS
 
 Load = Callable[[], Any]
 """Gives a message: as it is, or by reading its bytes."""
@@ -51,6 +63,9 @@ Load = Callable[[], Any]
 class _Kept:
     stamp_ns: int
     load: Load
+    seen_ns: int = 0
+    """The latest stamp of all messages when it came."""
+    is_sensor: bool = True
 
 
 class ViewMoments:
@@ -86,7 +101,11 @@ class ViewMoments:
         self._info_of = {camera.info: camera.name for camera in topics.cameras}
         self._waiting: deque[_Kept] = deque(maxlen=KEPT)
         self._answers: dict[int, _Kept] = {}
-        self._latest_ns = 0
+        self._gaussians: dict[int, _Kept] = {}
+        self._has_gaussians = False
+        self._latest_ns = self._answered_ns = 0
+        self._shown_ns = NEVER_NS
+        self._late_ns = self._last_answer_ns = 0
         self._lock = threading.Lock()
         self.refused: dict[str, int] = {}
         """Why moments could not be shown, and how many."""
@@ -103,30 +122,59 @@ class ViewMoments:
             self._infos.put(self._info_of[topic], load())
         elif topic == self.topics.odometry:
             self._take_odometry(load())
+        elif topic == self.topics.gaussians:
+            self._take_gaussians(_Kept(stamp_ns=stamp_ns, load=load))
         else:
-            self._take_sensor(topic, _Kept(stamp_ns=stamp_ns, load=load))
+            with self._lock:
+                self._take_sensor(topic, stamp_ns, load)
 
-    def _take_sensor(self, topic: str, kept: _Kept) -> None:
-        with self._lock:
-            if kept.stamp_ns < self._latest_ns - 5 * S:  # a bag that began anew, a restarted simulation
-                self._waiting.clear()
-                self._answers.clear()
-                self._latest_ns = 0
-                for pictures in self._pictures.values():
-                    pictures.clear()
-            self._latest_ns = max(self._latest_ns, kept.stamp_ns)
-            if topic in self._camera_of:
-                self._pictures[self._camera_of[topic]].append(kept)
-                if not self.topics.lidar and topic == self.topics.cameras[0].picture:
-                    self._waiting.append(kept)
-            elif topic == self.topics.lidar:
+    def _take_sensor(self, topic: str, stamp_ns: int, load: Load) -> None:
+        is_answer = topic == self.topics.occupancy
+        is_beside = is_answer and (self.topics.lidar or self.topics.cameras)
+        if stamp_ns < self._latest_ns - (SLOWEST_NS if is_beside else RESTART_NS):
+            self._forget()
+        self._latest_ns = max(self._latest_ns, stamp_ns)
+        kept = _Kept(stamp_ns=stamp_ns, load=load, seen_ns=self._latest_ns, is_sensor=not is_answer)
+        if topic in self._camera_of:
+            self._pictures[self._camera_of[topic]].append(kept)
+            if not self.topics.lidar and topic == self.topics.cameras[0].picture:
                 self._waiting.append(kept)
-            elif topic == self.topics.occupancy:
-                self._answers[kept.stamp_ns] = kept
-                if not self.topics.lidar and not self.topics.cameras:
-                    self._waiting.append(kept)
-                while len(self._answers) > KEPT:
-                    del self._answers[min(self._answers)]
+        elif topic == self.topics.lidar:
+            self._waiting.append(kept)
+        elif is_answer:
+            self._take_answer(kept)
+
+    def _forget(self) -> None:
+        self._waiting.clear()
+        self._answers.clear()
+        self._gaussians.clear()
+        self._latest_ns = self._answered_ns = 0
+        self._shown_ns = NEVER_NS
+        self._late_ns = self._last_answer_ns = 0
+        for pictures in self._pictures.values():
+            pictures.clear()
+
+    def _take_answer(self, kept: _Kept) -> None:
+        took_ns = self._latest_ns - kept.stamp_ns
+        self._late_ns, self._last_answer_ns = took_ns if took_ns > ANSWER_NS else 0, self._latest_ns
+        if kept.stamp_ns <= self._shown_ns:
+            return  # its moment has been shown: only the next ones are waited for
+        self._answers[kept.stamp_ns] = kept
+        self._answered_ns = max(self._answered_ns, kept.stamp_ns)
+        while len(self._answers) > KEPT:
+            del self._answers[min(self._answers)]
+        if all(kept.stamp_ns != one.stamp_ns for one in self._waiting):
+            # A LiDAR that is silent, or a node so slow that the sweep is not kept any more: shown by itself.
+            if len(self._waiting) == KEPT:
+                self._waiting.popleft()
+            self._waiting.insert(sum(one.stamp_ns < kept.stamp_ns for one in self._waiting), kept)
+
+    def _take_gaussians(self, kept: _Kept) -> None:
+        with self._lock:
+            self._has_gaussians = True
+            self._gaussians[kept.stamp_ns] = kept
+            while len(self._gaussians) > KEPT:
+                del self._gaussians[min(self._gaussians)]
 
     def next(self, *, newest: bool = False, at_end: bool = False) -> ViewFrame | None:
         """The next moment whose messages are there; None while there is none.
@@ -140,17 +188,22 @@ class ViewMoments:
                 kept = self._pop(newest, at_end)
                 if kept is None:
                     return None
+                self._shown_ns = kept.stamp_ns
                 answer = self._answers.pop(kept.stamp_ns, None)
+                gaussians = self._gaussians.pop(kept.stamp_ns, None)
                 chosen = {name: one for name in self._pictures if (one := self._nearest(name, kept.stamp_ns))}
             try:
-                return self._show(kept, chosen, answer)
+                return self._show(kept, chosen, answer, gaussians)
             except (DropFrame, ValueError) as error:
                 self.refused[str(error)] = self.refused.get(str(error), 0) + 1
 
     def _pop(self, newest: bool, at_end: bool) -> _Kept | None:
         ready = None
         while self._waiting and (at_end or self._is_ready(self._waiting[0])):
-            ready = self._waiting.popleft()
+            first = self._waiting.popleft()
+            if first.stamp_ns <= self._shown_ns:
+                continue
+            ready = first
             if not newest:
                 break
         return ready
@@ -159,41 +212,74 @@ class ViewMoments:
         passed_ns = self._latest_ns - kept.stamp_ns
         if not self.topics.occupancy:
             return passed_ns >= LOOKAHEAD_NS
-        return kept.stamp_ns in self._answers or passed_ns >= ANSWER_NS
+        answer = self._answers.get(kept.stamp_ns)
+        if answer is None:
+            is_quiet = self._latest_ns - self._last_answer_ns >= QUIET * self._late_ns
+            # Nodes answer in the order of time: what lies before an answer gets none any more.
+            return kept.stamp_ns < self._answered_ns or (passed_ns >= ANSWER_NS and is_quiet)
+        complete = not self._has_gaussians or kept.stamp_ns in self._gaussians
+        return complete or self._latest_ns - answer.seen_ns >= GAUSSIANS_NS
 
     def _nearest(self, camera: str, stamp_ns: int) -> _Kept | None:
         best = min(self._pictures[camera], key=lambda one: abs(one.stamp_ns - stamp_ns), default=None)
         return best if best is not None and abs(best.stamp_ns - stamp_ns) <= NEAR_NS else None
 
-    def _show(self, kept: _Kept, chosen: dict[str, _Kept], answer: _Kept | None) -> ViewFrame:
+    def _show(self, kept: _Kept, chosen: dict[str, _Kept], answer: _Kept | None, gaussians: _Kept | None) -> ViewFrame:
         """Read what belongs to a moment.
 
         Raises:
             DropFrame, ValueError: nothing of it can be read.
         """
         message = None if answer is None else answer.load()
-        prediction = None if message is None else self._occupancy(message)
+        prediction = None if message is None else self._occupancy(message, gaussians)
         latencies = {} if message is None else _latencies(message)
-        if not self.topics.lidar and not chosen:
-            return ViewFrame(stamp_ns=kept.stamp_ns, ego2global=np.eye(4), prediction=prediction, latencies_s=latencies)
-        clouds = {LIDAR: Stamped(stamp_ns=kept.stamp_ns, item=kept.load())} if self.topics.lidar else {}
+        with_cloud = bool(self.topics.lidar) and kept.is_sensor
+        if not with_cloud and not chosen:
+            beside = self.topics.lidar or self.topics.cameras
+            return ViewFrame(
+                stamp_ns=kept.stamp_ns,
+                ego2global=self._motion.locate(kept.stamp_ns)[1] if beside else np.eye(4),
+                prediction=prediction,
+                latencies_s=latencies,
+                notes=_notes(message),
+            )
+        clouds = {LIDAR: Stamped(stamp_ns=kept.stamp_ns, item=kept.load())} if with_cloud else {}
         pictures = {name: Stamped(stamp_ns=one.stamp_ns, item=one.load()) for name, one in chosen.items()}
         moment = Moment(
             SensorSet(stamp_ns=kept.stamp_ns, pictures=pictures, clouds=clouds, arrived_ns=0, released_ns=0, epoch=0)
         )
         self._assembler.offer(moment)
-        frame = self._assembler.assemble(moment).frame
+        assembled = self._assembler.assemble(moment)
+        frame = assembled.frame
+        absent = {name: NO_MESSAGE for name in self._pictures if name not in chosen}
         return ViewFrame(
             stamp_ns=frame.stamp_ns,
             ego2global=frame.ego2global,
             sensors=frame,
             prediction=prediction,
             latencies_s=latencies,
+            notes=_notes(message, {**absent, **assembled.missing}),
         )
 
-    def _occupancy(self, message: Any) -> Occupancy:
+    def _occupancy(self, message: Any, gaussians: _Kept | None) -> Occupancy:
         in_ego = message.header.frame_id.lstrip("/") == self.topics.base_frame
-        return replace(message_to_occupancy(message, frame="ego" if in_ego else "lidar"), confidence=None)
+        occupancy = message_to_occupancy(message, frame="ego" if in_ego else "lidar")
+        return replace(occupancy, confidence=None, gaussians=self._cloud(gaussians, occupancy, message.header.frame_id))
+
+    def _cloud(self, kept: _Kept | None, occupancy: Occupancy, frame_id: str) -> GaussianCloud | None:
+        """The Gaussians of an answer; None where there are none, or none that can be read."""
+        if kept is None:
+            return None
+        try:
+            message = kept.load()
+            strange = {marker.header.frame_id for marker in message.markers} - {frame_id}
+            if strange:
+                raise ValueError(f"markers in frame {', '.join(sorted(strange))}: expected the answer's, {frame_id}")
+            return markers_to_gaussians(message, occupancy.label_set, deviations=self.topics.deviations)
+        except ValueError as error:
+            reason = f"{self.topics.gaussians}: {error}"
+            self.refused[reason] = self.refused.get(reason, 0) + 1
+            return None
 
     def _take_transforms(self, message: Any, *, static: bool) -> None:
         for entry in message.transforms:
@@ -208,6 +294,21 @@ class ViewMoments:
         fixed, moved = message.header.frame_id or "odom", message.child_frame_id or self.topics.base_frame
         self._odometry.add(fixed, moved, stamp_to_ns(message.header.stamp), odometry_to_matrix(message))
         self._motion.odometry_frames(moved, fixed)
+
+
+def message_stamp_ns(message: Any) -> int:
+    """The stamp of a message, or of the first marker of several; 0 where it has none."""
+    headed = next(iter(message.markers), None) if hasattr(message, "markers") else message
+    return stamp_to_ns(headed.header.stamp) if hasattr(headed, "header") else 0
+
+
+def _notes(message: Any, absent: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Which sensors did not take part in an answer and why, or without an answer, of which we have nothing ourselves."""
+    missing = dict(zip(message.missing, message.missing_causes, strict=False)) if message is not None else absent or {}
+    return tuple(
+        f"{sensor}: no message" if cause == NO_MESSAGE else f"{sensor}: {cause}, {CAUSES.get(cause, 'cause unknown')}"
+        for sensor, cause in missing.items()
+    )
 
 
 def _latencies(message: Any) -> dict[str, float]:

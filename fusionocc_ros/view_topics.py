@@ -14,6 +14,7 @@ CLOUD = "sensor_msgs/msg/PointCloud2"
 ODOMETRY = "nav_msgs/msg/Odometry"
 TRANSFORMS = "tf2_msgs/msg/TFMessage"
 OCCUPANCY = "fusionocc_msgs/msg/SemanticOccupancy"
+MARKERS = "visualization_msgs/msg/MarkerArray"
 
 TF, TF_STATIC = "/tf", "/tf_static"
 
@@ -35,13 +36,18 @@ class ViewTopics:
     lidar: str = ""
     odometry: str = ""
     occupancy: str = ""
+    gaussians: str = ""
+    """Beside ``occupancy``."""
+    deviations: float = 1.0
+    """Half an axis of the ellipsoids there, in standard deviations."""
     base_frame: str = "base_link"
     fixed_frame: str = "map"
 
     def all(self) -> tuple[str, ...]:
         """Every topic that is wanted, transforms included."""
         pairs = [topic for camera in self.cameras for topic in (camera.picture, camera.info)]
-        return tuple(topic for topic in (*pairs, self.lidar, self.odometry, self.occupancy, TF, TF_STATIC) if topic)
+        others = (self.lidar, self.odometry, self.occupancy, self.gaussians, TF, TF_STATIC)
+        return tuple(topic for topic in (*pairs, *others) if topic)
 
 
 def find_topics(kinds: Mapping[str, str], parameters: Mapping[str, Any] | None = None) -> ViewTopics:
@@ -49,7 +55,7 @@ def find_topics(kinds: Mapping[str, str], parameters: Mapping[str, Any] | None =
 
     A camera is a CameraInfo with a picture beside it (same name up to the last part), rather a rectified and a
     compressed one. The LiDAR is the cloud that the parameters name, or else the one whose name says so, or the only
-    one; what a node makes of voxels is none.
+    one; what a node makes of voxels is none. Gaussians are the markers of that name beside the answers.
 
     Args:
         kinds: type ("package/msg/Name") of each topic.
@@ -65,11 +71,15 @@ def find_topics(kinds: Mapping[str, str], parameters: Mapping[str, Any] | None =
     if names:
         cameras = [_named(name, chosen, cameras, kinds) for name in names]
     lidar = _absolute(str(chosen.get("lidar.topic") or "")) or _lidar(kinds)
+    occupancy = next((topic for topic, kind in sorted(kinds.items()) if kind == OCCUPANCY), "")
+    gaussians = f"{occupancy.rpartition('/')[0]}/gaussians"
     found = ViewTopics(
         cameras=tuple(cameras),
         lidar=lidar if kinds.get(lidar) == CLOUD else "",
         odometry=next((topic for topic, kind in sorted(kinds.items()) if kind == ODOMETRY), ""),
-        occupancy=next((topic for topic, kind in sorted(kinds.items()) if kind == OCCUPANCY), ""),
+        occupancy=occupancy,
+        gaussians=gaussians if occupancy and kinds.get(gaussians) == MARKERS else "",
+        deviations=float(chosen.get("gaussians.deviations") or 1.0),
         base_frame=str(chosen.get("base_frame") or "base_link"),
         fixed_frame=str(chosen.get("fixed_frame") or "map"),
     )

@@ -41,7 +41,7 @@ ARGUMENTS = {
 }
 OVERRIDES = ("preset", "checkpoint", "runtime", "device")
 """Arguments that are parameters of the same name."""
-OUTPUTS = ("/fusionocc/markers", "/fusionocc/voxels", "/fusionocc/grid", "/lidar_top")
+OUTPUTS = ("/fusionocc/markers", "/fusionocc/voxels", "/fusionocc/gaussians", "/fusionocc/grid", "/lidar_top")
 """Topics in the rviz configuration that a namespace moves."""
 TRANSFORMS = ("/tf", "/tf_static")
 GLOBAL, OWN = "global", "own"

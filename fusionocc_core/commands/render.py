@@ -14,15 +14,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fusionocc_core.data.nuscenes import NuScenesFrames
-    from fusionocc_core.data.render_rays import RayCamera
-    from fusionocc_core.engine.rendered_views import DepthErrors, RenderedView
+    from fusionocc_core.engine.rendered_views import DepthErrors
     from fusionocc_core.models.network import NetworkConfig, OccupancyNetwork
     from fusionocc_core.structures import CameraImage, Outputs, SensorFrame
+    from fusionocc_core.viz.rendered import RenderedView
 
 PANEL = 480
 """Pixels that each picture is wide in the file."""
-FARTHEST = 60.0
-"""Metres; farther depths have the colour of this one."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -146,31 +144,20 @@ def _render_cameras(
     keyego2global: NDArray[np.float64],
     errors: dict[str, list[DepthErrors]],
 ) -> None:
-    from fusionocc_core.engine.rendered_views import depth_errors, render_view
+    from fusionocc_core.engine.rendered_views import depth_errors, ray_camera, render_view
 
     known = {camera.name: camera for camera in frame.cameras}
     unknown = [name for name in args.cameras or () if name not in known]
     if unknown:
         raise ValueError(f"--cameras {' '.join(unknown)}: keyframe {frame.token} has {', '.join(known)}")
     for name in args.cameras or known:
-        camera = _without_picture(known[name])
+        camera = ray_camera(known[name])
         if frame.lidar is not None:
             found = depth_errors(outputs, config, camera, frame.lidar, keyego2global)
             errors.setdefault(name, []).append(found)
         if not args.no_pictures:
             view = render_view(outputs, config, camera, keyego2global, width=args.width)
             _write(args.out, f"{frame.scene}_{frame.stamp_ns}_{name}.png", view, config, known[name])
-
-
-def _without_picture(camera: CameraImage) -> RayCamera:
-    from fusionocc_core.data.render_rays import RayCamera
-
-    return RayCamera(
-        name=camera.name,
-        image_size=(camera.image.shape[0], camera.image.shape[1]),
-        intrinsics=camera.intrinsics,
-        cam2global=camera.ego2global @ camera.cam2ego,
-    )
 
 
 def _write(folder: Path, name: str, view: RenderedView, config: NetworkConfig, camera: CameraImage | None) -> None:
@@ -180,7 +167,7 @@ def _write(folder: Path, name: str, view: RenderedView, config: NetworkConfig, c
 
     parts = [("picture", camera.image)] if camera else []
     parts += [
-        ("distance, 1 m red to 60 m blue", depth_picture(view.distance_HW, farthest=FARTHEST)),
+        ("distance, 1 m red to 60 m blue", depth_picture(view.distance_HW)),
         ("classes", class_picture(view.labels_HW, config.label_set)),
     ]
     folder.mkdir(parents=True, exist_ok=True)

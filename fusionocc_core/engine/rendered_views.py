@@ -6,6 +6,7 @@ Legend: H W picture, R rays.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,13 +14,13 @@ from numpy.typing import NDArray
 
 from fusionocc_core.data.render_rays import PixelDepths, RayCamera, RayConfig, pixel_rays, points_rays, rendering_of
 from fusionocc_core.geometry import check_rigid, inverse, rotation_from_yaw, transform
-from fusionocc_core.grids import VoxelGrid
+from fusionocc_core.grids import LabelSet, VoxelGrid
 from fusionocc_core.losses.rendering import density_volume
-from fusionocc_core.models.network import NetworkConfig
 from fusionocc_core.models.renderocc import RenderOccConfig
 from fusionocc_core.ops.volume_render import volume_render
 from fusionocc_core.ops.volume_render_rays import Rays, RenderConfig, renderocc_rendering
-from fusionocc_core.structures import LidarSweep, Outputs
+from fusionocc_core.structures import CameraImage, LidarSweep, Occupancy, Outputs
+from fusionocc_core.viz.rendered import RenderedView
 
 OPAQUE = 0.5
 """A ray sees something where more than this share of it is stopped."""
@@ -29,14 +30,13 @@ OPTICAL = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
 """x forward, y left, z up to x right, y down, z forward."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RenderedView:
-    """What one camera sees."""
+class Answering(Protocol):
+    """What lies where in an answer: the config of a network, or the Occupancy itself."""
 
-    distance_HW: NDArray[np.float32]
-    """Along the ray, metres; NaN where a ray sees nothing."""
-    labels_HW: NDArray[np.uint8]
-    """Classes; ``free`` where a ray sees nothing."""
+    @property
+    def grid(self) -> VoxelGrid: ...  # noqa: D102
+    @property
+    def label_set(self) -> LabelSet: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class DepthErrors:
         return float(np.median(np.abs(self.error_R))) if len(self.error_R) else float("nan")
 
 
-def rendering_for(config: NetworkConfig) -> RenderConfig:
+def rendering_for(config: Answering) -> RenderConfig:
     """How the answer of a network is rendered at metric distances.
 
     Raises:
@@ -105,10 +105,29 @@ def view_camera(
     )
 
 
+def ray_camera(camera: CameraImage) -> RayCamera:
+    """Where a camera stands and looks, without its picture."""
+    return RayCamera(
+        name=camera.name,
+        image_size=(camera.image.shape[0], camera.image.shape[1]),
+        intrinsics=camera.intrinsics,
+        cam2global=camera.ego2global @ camera.cam2ego,
+    )
+
+
+def outputs_of(occupancy: Occupancy) -> Outputs:
+    """Labels as the scores of a network that is certain of them; where nothing is known, of free space."""
+    free = occupancy.label_set.free
+    labels = np.where(occupancy.labels == occupancy.label_set.unknown, free, occupancy.labels)
+    labels_BKXYZ = torch.from_numpy(labels.astype(np.int64))[None, None]
+    scores_BKXYZ = torch.full((1, occupancy.label_set.num, *labels.shape), -CERTAIN)
+    return Outputs(logits_BKXYZ=scores_BKXYZ.scatter_(1, labels_BKXYZ, CERTAIN))
+
+
 @torch.no_grad()
 def render_view(
     outputs: Outputs,
-    config: NetworkConfig,
+    config: Answering,
     camera: RayCamera,
     keyego2global: NDArray[np.float64],
     *,
@@ -118,7 +137,7 @@ def render_view(
 
     Args:
         outputs: of one sample without augmentation.
-        config: the network's.
+        config: the network's, or the occupancy that ``outputs_of`` made them of.
         camera: any.
         keyego2global: (4, 4) pose of the ego frame that the outputs lie in.
         width: of the result; its height follows.
@@ -146,7 +165,7 @@ def render_view(
 @torch.no_grad()
 def depth_errors(
     outputs: Outputs,
-    config: NetworkConfig,
+    config: Answering,
     camera: RayCamera,
     sweep: LidarSweep,
     keyego2global: NDArray[np.float64],
@@ -165,7 +184,7 @@ def _on_grid(rays: Rays, grid: VoxelGrid) -> torch.Tensor:
     return torch.from_numpy(grid.contains(grid.indices(ends)))
 
 
-def _seen(outputs: Outputs, config: NetworkConfig, rays: Rays) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+def _seen(outputs: Outputs, config: Answering, rays: Rays) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
     """Distance along each ray, NaN where it sees nothing, and the class, ``free`` there."""
     if len(outputs.logits_BKXYZ) != 1:
         raise ValueError(f"rendered views are of one sample; the outputs hold {len(outputs.logits_BKXYZ)}")

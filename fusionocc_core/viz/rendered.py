@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import cv2
@@ -16,9 +17,21 @@ GAP = 8
 """Pixels between the pictures."""
 CAPTION = 26
 """Pixels above each."""
+FARTHEST = 60.0
+"""Metres; farther depths have the colour of this one."""
 
 
-def depth_picture(depth_HW: NDArray[np.floating], *, farthest: float) -> Picture:
+@dataclass(frozen=True, kw_only=True)
+class RenderedView:
+    """What one camera sees of an answer."""
+
+    distance_HW: NDArray[np.float32]
+    """Along the ray, metres; NaN where a ray sees nothing."""
+    labels_HW: NDArray[np.uint8]
+    """Classes; ``free`` where a ray sees nothing."""
+
+
+def depth_picture(depth_HW: NDArray[np.floating], *, farthest: float = FARTHEST) -> Picture:
     """Metres as colours, near red to far blue, even in 1 / depth; paper where the depth is not finite."""
     seen = np.isfinite(depth_HW)
     nearness = 1 / np.maximum(np.where(seen, depth_HW, farthest), 1.0)
@@ -51,9 +64,26 @@ def side_by_side(parts: Sequence[tuple[str, Picture]], *, width: int) -> Picture
     for number, (caption, picture) in enumerate(parts):
         left = GAP + number * (width + GAP)
         write(out, (left, 5), caption)
-        if picture.shape[1] < width:  # rays are squares, not smeared
-            rows = (np.arange(height) * picture.shape[0]) // height
-            columns = (np.arange(width) * picture.shape[1]) // width
-            picture = picture[rows][:, columns]
-        paste(out, (left, CAPTION), fit(picture, height, width))
+        paste(out, (left, CAPTION), fit(_enlarged(picture, height, width), height, width))
     return out
+
+
+def below_each_other(photograph: Picture, view: RenderedView, label_set: LabelSet) -> Picture:
+    """The photograph, and below it distance and classes at half its width."""
+    height, width = photograph.shape[:2]
+    half = (height // 2, width // 2)
+    parts = (depth_picture(view.distance_HW), class_picture(view.labels_HW, label_set))
+    out = blank(height + half[0], width)
+    out[:height] = photograph
+    for column, part in enumerate(parts):
+        paste(out, (column * (width - half[1]), height), fit(_enlarged(part, *half), *half))
+    return out
+
+
+def _enlarged(picture: Picture, height: int, width: int) -> Picture:
+    """Small pictures at this size: rays are squares, not smeared."""
+    if picture.shape[1] >= width:
+        return picture
+    rows = (np.arange(height) * picture.shape[0]) // height
+    columns = (np.arange(width) * picture.shape[1]) // width
+    return picture[rows][:, columns]

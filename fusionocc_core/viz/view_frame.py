@@ -30,6 +30,8 @@ class ViewFrame:
     """Annotated objects in the ego frame."""
     latencies_s: Mapping[str, float] = field(default_factory=dict)
     """How long each step took, by name, seconds."""
+    notes: tuple[str, ...] = ()
+    """What is not as it should be, such as sensors that said nothing; a line each."""
 
     def __post_init__(self) -> None:
         """Refuse moments without anything to show."""

@@ -302,6 +302,7 @@ def displays() -> dict[str, dict[str, Any]]:
 RVIZ_TOPICS = {
     "Voxels": ("rviz_default_plugins/PointCloud2", "/fusionocc/voxels", "Reliable"),
     "Voxels as markers": ("rviz_default_plugins/MarkerArray", "/fusionocc/markers", "Reliable"),
+    "Gaussians": ("rviz_default_plugins/MarkerArray", "/fusionocc/gaussians", "Reliable"),
     "What blocks": ("rviz_default_plugins/Map", "/fusionocc/grid", "Reliable"),
     "LiDAR": ("rviz_default_plugins/PointCloud2", "/lidar_top", "Best Effort"),
 }
@@ -348,7 +349,7 @@ def test_foxgloves_layout_shows_topics_of_the_node_and_of_the_vehicle() -> None:
     assert sorted(leaves(layout["layout"])) == sorted(panels)
     three_d = panels["3D!occupancy"]
     ours = {f"/fusionocc/{output.topic[2:]}" for output in OUTPUTS}
-    assert set(three_d["topics"]) <= ours | {"/lidar_top"}
+    assert {"/fusionocc/voxels", "/fusionocc/gaussians"} <= set(three_d["topics"]) <= ours | {"/lidar_top"}
     assert three_d["followTf"] == NodeParameters().base_frame
     for topic, settings in FOXGLOVE_SETTINGS.items():
         assert settings.items() <= three_d["topics"][topic].items()
