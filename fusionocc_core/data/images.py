@@ -118,8 +118,10 @@ def _transform_with_opencv(
 ) -> NDArray[np.uint8]:
     height, width = image_size
     shrunk = cv2.INTER_AREA if aug.resized[0] < _HALF * image_HWC.shape[1] else cv2.INTER_LINEAR
-    resized = cv2.resize(image_HWC, aug.resized, interpolation=shrunk)
-    picture = _crop(np.asarray(resized, dtype=np.uint8), aug.corner, image_size)
+    (x, y), (across, down) = aug.corner, aug.resized
+    source_row, row = _rows_above(y, image_HWC.shape[0], down)
+    resized = cv2.resize(image_HWC[source_row:], (across, down - row), interpolation=shrunk)
+    picture = _crop(np.asarray(resized, dtype=np.uint8), (x, y - row), image_size)
     if aug.mirror:
         picture = np.asarray(cv2.flip(picture, 1), dtype=np.uint8)
     if aug.turn_degrees:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fusionocc_core.data.augmentation import BevAug, ImageAug, fit_image
 from fusionocc_core.data.images import normalize_into, transform_image
-from fusionocc_core.data.points import depth_map, gather_points
+from fusionocc_core.data.points import depth_maps, gather_points
 from fusionocc_core.data.threads import map_in_threads
 from fusionocc_core.geometry import inverse
 from fusionocc_core.grids import VoxelGrid
@@ -200,9 +200,7 @@ def _images(pictures: Sequence[Sequence[CameraImage]], augs: Sequence[ImageAug],
 def _depth(frame: SensorFrame, aug_N44: NDArray[np.float64], inputs: InputConfig) -> Tensor:
     if frame.lidar is None:
         return torch.zeros(len(frame.cameras), *inputs.image_size)
-    augs = _float32(aug_N44)
-    maps = [depth_map(frame.lidar, c, aug, inputs) for c, aug in zip(frame.cameras, augs, strict=True)]
-    return torch.stack(maps) if maps else torch.zeros(0, *inputs.image_size)
+    return depth_maps(frame.lidar, frame.cameras, _float32(aug_N44), inputs)
 
 
 def _float32(values: object) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fusionocc_core.data.augmentation import BevAug
@@ -106,39 +106,59 @@ def thin_rings(points: Tensor, up_to: int, keep: float, generator: torch.Generat
 
 def in_range(points: Tensor, grid: VoxelGrid, margin: float) -> Tensor:
     """Which points (P,) bool lie inside the grid by more than ``margin`` metres; points are in the grid's frame."""
-    lower = torch.tensor(grid.lower, dtype=torch.float32) + margin
-    upper = torch.tensor(grid.upper, dtype=torch.float32) - margin
-    return ((points[:, :3] > lower) & (points[:, :3] < upper)).all(dim=1)
+    inside = torch.ones(len(points), dtype=torch.bool)
+    # Column by column: reducing over rows of three takes several times as long.
+    for axis, (lower, upper) in enumerate(zip(_float32(grid.lower), _float32(grid.upper), strict=True)):
+        inside &= (points[:, axis] > lower + margin) & (points[:, axis] < upper - margin)
+    return inside
 
 
-def depth_map(sweep: LidarSweep, camera: CameraImage, image_aug_44: Tensor, inputs: InputConfig) -> Tensor:
-    """Depths (H, W) in metres of the sweep's points in the network's picture; the nearest wins, 0 where there is none.
+def depth_maps(sweep: LidarSweep, cameras: Sequence[CameraImage], aug_N44: Tensor, inputs: InputConfig) -> Tensor:
+    """Depths (N, H, W) in metres of the sweep's points in the network's pictures; the nearest wins, 0 where none is.
 
-    Points are moved by the ego motion between the two stamps. Upstream sorts by a float32 key that resolves 1/16 pixel
-    rank only, so that its "nearest" is approximate; here it is exact.
+    Points are moved by the ego motion between the stamps. Upstream sorts by a float32 key that resolves 1/16 pixel rank
+    only, so that its "nearest" is approximate; here it is exact.
+
+    Args:
+        sweep: with points in the LiDAR's frame.
+        cameras: N of them.
+        aug_N44: float32 from each camera's pixels to those of the network's picture.
+        inputs: size of the pictures, range of depths.
     """
     height, width = inputs.image_size
+    if not cameras:
+        return torch.zeros(0, height, width)
+    lidar2image_N44 = torch.stack([_lidar2image(sweep, camera, inputs.float32_poses) for camera in cameras])
+    # Coordinates first: products of 3 x 3 matrices with short wide ones are eight times as quick as with long thin ones.
+    xyz_3P = torch.tensor(sweep.points[:, :3].T)
+    uvz_N3P = lidar2image_N44[:, :3, :3] @ xyz_3P + lidar2image_N44[:, :3, 3:]
+    depth_NP = uvz_N3P[:, 2].clone()
+    uvz_N3P[:, :2] /= depth_NP[:, None]
+    uvz_N3P = aug_N44[:, :3, :3] @ uvz_N3P + aug_N44[:, :3, 3:]
+    column_NP, row_NP = uvz_N3P[:, 0].round(), uvz_N3P[:, 1].round()
+    start, stop = inputs.depth_range
+    seen_NP = (depth_NP >= start) & (depth_NP < stop)
+    seen_NP &= (column_NP >= 0) & (column_NP < width) & (row_NP >= 0) & (row_NP < height)
+    camera_S, _ = seen_NP.nonzero(as_tuple=True)
+    pixel_S = (camera_S * height + row_NP[seen_NP].long()) * width + column_NP[seen_NP].long()
+    nearest = torch.full((len(cameras) * height * width,), torch.inf)
+    nearest.scatter_reduce_(0, pixel_S, depth_NP[seen_NP], "amin")
+    return nearest.masked_fill_(nearest.isinf(), 0.0).view(-1, height, width)
+
+
+def _lidar2image(sweep: LidarSweep, camera: CameraImage, float32_poses: bool) -> Tensor:
+    """(4, 4) float32 from the LiDAR at its stamp to the camera's pixels at its own, times the depth."""
     lidar2global, cam2global = (sweep.ego2global, sweep.lidar2ego), (camera.ego2global, camera.cam2ego)
     intrinsics = torch.eye(4)
     intrinsics[:3, :3] = _float32(camera.intrinsics)
-    lidar2image = intrinsics @ relative(lidar2global, cam2global, inputs.float32_poses)
-    uvz = _transformed(torch.tensor(sweep.points[:, :3]), lidar2image)
-    start, stop = inputs.depth_range
-    uvz = uvz[(uvz[:, 2] >= start) & (uvz[:, 2] < stop)]
-    uvz[:, :2] /= uvz[:, 2:]
-    uvz = _transformed(uvz, image_aug_44)
-    column, row = uvz[:, 0].round(), uvz[:, 1].round()
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    pixel = (row[inside] * width + column[inside]).long()
-    nearest = torch.full((height * width,), torch.inf).scatter_reduce_(0, pixel, uvz[inside, 2], "amin")
-    return nearest.masked_fill_(nearest.isinf(), 0.0).view(height, width)
+    return intrinsics @ relative(lidar2global, cam2global, float32_poses)
 
 
 def _transformed(points: Tensor, a2b_44: Tensor) -> Tensor:
     """A copy of points (P, 3 or more) with x, y, z mapped from frame a to frame b."""
-    xyz = points[:, :3] @ a2b_44[:3, :3].T + a2b_44[:3, 3]
-    return torch.cat([xyz, points[:, 3:]], dim=1)
+    xyz_3P = a2b_44[:3, :3] @ points[:, :3].t().contiguous() + a2b_44[:3, 3:]
+    return torch.cat([xyz_3P.t(), points[:, 3:]], dim=1)
 
 
-def _float32(values: NDArray[np.floating]) -> Tensor:
+def _float32(values: ArrayLike) -> Tensor:
     return torch.tensor(np.asarray(values), dtype=torch.float32)

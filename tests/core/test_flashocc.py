@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusionocc_core.checkpoints import decode_config, encode_config
 from fusionocc_core.data.augmentation import BevAug, ImageAug, fit_image
-from fusionocc_core.data.points import depth_map
+from fusionocc_core.data.points import depth_maps
 from fusionocc_core.grids import OCC3D_LABELS, LabelSet
 from fusionocc_core.layers.camera_depth import CameraDepthConfig
 from fusionocc_core.layers.height_head import ChannelToHeight
@@ -156,7 +156,7 @@ def test_depth_map_equals_the_recorded_one(goldens):
     sweep = LidarSweep(points=points, lidar2ego=eye, ego2global=eye, stamp_ns=0)
     picture = np.zeros((64, 176, 3), np.uint8)
     camera = CameraImage(name="c", image=picture, intrinsics=np.eye(3), cam2ego=eye, ego2global=eye, stamp_ns=0)
-    ours = depth_map(sweep, camera, torch.eye(4), InputConfig(image_size=(64, 176)))
+    ours = depth_maps(sweep, [camera], torch.eye(4)[None], InputConfig(image_size=(64, 176)))[0]
     theirs = recorded["depth_map"]
     assert ((ours > 0) == (theirs > 0)).float().mean() > 0.9995  # u * d / d may round to the other pixel
     both = (ours > 0) & (theirs > 0)

@@ -18,7 +18,7 @@ from fusionocc_core.data import pipeline
 from fusionocc_core.data.augmentation import BevAug, fit_image
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.data.pipeline import collate, prepare
-from fusionocc_core.data.points import depth_map, in_range, thin_rings
+from fusionocc_core.data.points import depth_maps, in_range, thin_rings
 from fusionocc_core.geometry import apply, inverse, rotation_from_yaw, transform
 from fusionocc_core.grids import OCC3D_GRID, SURROUNDOCC_GRID
 from fusionocc_core.structures import Batch, CameraImage, InputConfig, LidarSweep, SensorFrame
@@ -191,7 +191,7 @@ def test_the_depth_map_holds_the_nearest_point_of_each_pixel() -> None:
     points[:, :3] = xyz
     sweep = LidarSweep(points=points, lidar2ego=np.eye(4), ego2global=np.eye(4), stamp_ns=0)
     camera = looking_ahead((64, 128))
-    depth = depth_map(sweep, camera, torch.eye(4), INPUTS)
+    depth = depth_maps(sweep, [camera], torch.eye(4)[None], INPUTS)[0]
     rows, columns = depth.nonzero(as_tuple=True)
     found = {(int(r), int(c)): round(float(depth[r, c]), 4) for r, c in zip(rows, columns, strict=True)}
     assert found == {(32, 64): 5.0, (32, 0): 10.0, (0, 64): 1.0}
