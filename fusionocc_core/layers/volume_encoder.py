@@ -90,17 +90,19 @@ class LssFpn3d(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps (B, C, Z, Y, X) of decreasing size to one (B, channels, Z, Y, X) of the size of the first."""
-        weights = self.conv.get_parameter("conv.weight").flatten(1).split(self.in_channels, dim=1)
-        joined = mix_channels(maps[0], weights[0])
+        conv = self.conv.get_submodule("conv")
+        assert isinstance(conv, nn.Conv3d)
+        weights = conv.weight.flatten(1).split(self.in_channels, dim=1)
+        joined = mix_channels(maps[0], weights[0], conv.bias)  # it has a bias once the norm is folded into it
         for coarse, weight in zip(maps[1:], weights[1:], strict=True):
             mixed = mix_channels(coarse, weight)
             joined = joined + F.interpolate(mixed, size=joined.shape[2:], mode="trilinear", align_corners=True)
         return torch.relu(self.conv.get_submodule("bn")(joined))
 
 
-def mix_channels(x_BCZYX: Tensor, weight_OC: Tensor) -> Tensor:
+def mix_channels(x_BCZYX: Tensor, weight_OC: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """A 1x1x1 convolution, as a product of matrices: PyTorch's own takes a slow path on CPU with one thread."""
-    return F.linear(x_BCZYX.permute(0, 2, 3, 4, 1), weight_OC).permute(0, 4, 1, 2, 3)
+    return F.linear(x_BCZYX.permute(0, 2, 3, 4, 1), weight_OC, bias_O).permute(0, 4, 1, 2, 3)
 
 
 class OccupancyHead(nn.Sequential):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from flashfusion_cases import little_batch, little_config, little_network
+from fusionocc_cases import golden_model, random_batch
 from torch import nn
 
 from fusionocc_core.layers.conv_blocks import BasicBlock2d, conv_bn_3d
@@ -85,6 +86,17 @@ def test_what_does_not_change_is_shared():
     assert folded.pictures.out.bias is network.pictures.out.bias
     assert norms_of(folded) == ["fusion.norm"]  # behind a sum with weights that are not always there
     assert set(norms_of(network)) > {"fusion.norm"}
+
+
+@pytest.mark.parametrize("habits", ["official", "correct"])
+@torch.no_grad()
+def test_folded_fusionocc_is_equal(habits):
+    network = golden_model(habits)
+    batch = random_batch(network.config, cameras=2)
+    one, other = network(batch), fold_batch_norms(network)(batch)
+    for name in ("logits_BKXYZ", "depth_logits_BNDhw", "seg_logits_BNKhw"):
+        expected = getattr(one, name)
+        torch.testing.assert_close(getattr(other, name), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("present", [(True, True), (True, False), (False, True), (False, False)])
