@@ -17,7 +17,7 @@ from fusionocc_core.data.augmentation import ImageAug
 from fusionocc_core.structures import InputConfig
 
 _HALF = 0.5
-"""Below this scale bilinear sampling skips source pixels, and area averaging takes over."""
+"""Below this scale bilinear sampling skips source pixels: pictures are halved first."""
 
 IGNORED_SEG_LABEL = 17
 SEG_STRIDE = 8
@@ -34,7 +34,8 @@ def transform_image(
         aug: what to do; see ImageAug.
         image_size: (H, W) of the result.
         resampling: "pillow": bicubic, turning with nearest neighbours, bit for bit what the official pipelines do with
-            Pillow. "opencv": bilinear, or area averaging below half the size; turning is bilinear.
+            Pillow. "opencv": halved by means of four pixels until at most half is left to do, then bilinear; turning
+            is bilinear.
 
     Returns:
         (H, W, 3) uint8; black where the source has no pixel.
@@ -117,10 +118,10 @@ def _transform_with_opencv(
     image_HWC: NDArray[np.uint8], aug: ImageAug, image_size: tuple[int, int]
 ) -> NDArray[np.uint8]:
     height, width = image_size
-    shrunk = cv2.INTER_AREA if aug.resized[0] < _HALF * image_HWC.shape[1] else cv2.INTER_LINEAR
     (x, y), (across, down) = aug.corner, aug.resized
-    source_row, row = _rows_above(y, image_HWC.shape[0], down)
-    resized = cv2.resize(image_HWC[source_row:], (across, down - row), interpolation=shrunk)
+    source = _halved(image_HWC, across)
+    source_row, row = _rows_above(y, source.shape[0], down)
+    resized = cv2.resize(source[source_row:], (across, down - row), interpolation=cv2.INTER_LINEAR)
     picture = _crop(np.asarray(resized, dtype=np.uint8), (x, y - row), image_size)
     if aug.mirror:
         picture = np.asarray(cv2.flip(picture, 1), dtype=np.uint8)
@@ -129,6 +130,17 @@ def _transform_with_opencv(
         turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), aug.turn_degrees, 1.0)
         picture = np.asarray(cv2.warpAffine(picture, turn, (width, height), flags=cv2.INTER_LINEAR), dtype=np.uint8)
     return picture
+
+
+def _halved(image_HWC: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """The picture halved, by means of four pixels, until it is at most twice as wide as ``width``.
+
+    A tenth of the time of averaging over areas that are no whole pixels, and what a JPEG decoder does by itself.
+    """
+    while image_HWC.shape[1] * _HALF > width and min(image_HWC.shape[:2]) > 1:
+        half = (image_HWC.shape[1] // 2, image_HWC.shape[0] // 2)
+        image_HWC = np.asarray(cv2.resize(image_HWC, half, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return image_HWC
 
 
 def _crop(image_HWC: NDArray[np.uint8], corner: tuple[int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
