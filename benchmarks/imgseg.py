@@ -61,7 +61,19 @@ def recorded(root: Path) -> tuple[SensorRecord, tuple[SensorRecord, ...]]:
 
 
 def made_up(folder: Path) -> tuple[SensorRecord, tuple[SensorRecord, ...]]:
-    """A cloud of road and walls, and six cameras, 10 to 45 ms before it at 8 m/s."""
+    """The rig of ``made_up_rig`` with the cloud in a file."""
+    (folder / "cloud.pcd.bin").write_bytes(made_up_cloud().tobytes())
+    return made_up_rig(folder)
+
+
+def made_up_keyframe() -> tuple[NDArray[np.float32], NDArray[np.uint8], SensorRecord, tuple[SensorRecord, ...]]:
+    """Cloud, classes, LiDAR and cameras, without files."""
+    points = made_up_cloud()
+    return points, np.random.default_rng(1).integers(0, 17, len(points)).astype(np.uint8), *made_up_rig(Path("none"))
+
+
+def made_up_cloud() -> NDArray[np.float32]:
+    """Road and walls."""
     rng = np.random.default_rng(0)
     elevation = np.deg2rad(np.tile(-30.67 + 1.3333 * np.arange(RINGS), COLUMNS))
     azimuth = np.repeat(np.linspace(np.pi, -np.pi, COLUMNS, endpoint=False), RINGS)
@@ -70,7 +82,11 @@ def made_up(folder: Path) -> tuple[SensorRecord, tuple[SensorRecord, ...]]:
         distance = np.minimum(np.where(elevation < 0, 1.84 / np.tan(-elevation), np.inf), wall)
     columns = [distance * np.cos(azimuth), distance * np.sin(azimuth), distance * np.tan(elevation)]
     points = np.stack([*columns, rng.integers(0, 256, len(wall)), np.tile(np.arange(RINGS), COLUMNS)], axis=1)
-    (folder / "cloud.pcd.bin").write_bytes(points.astype("<f4").tobytes())
+    return points.astype("<f4")
+
+
+def made_up_rig(folder: Path) -> tuple[SensorRecord, tuple[SensorRecord, ...]]:
+    """A LiDAR, and six cameras 10 to 45 ms before it at 8 m/s."""
 
     def record(channel: str, sensor2ego: NDArray, seconds: float, focal: float | None) -> SensorRecord:
         return SensorRecord(

@@ -22,6 +22,9 @@ from fusionocc_core.ops.bev_pool import bev_pool, plan_bev_pool
 from fusionocc_core.ops.gaussian_splat import SplatOptions, splat_additive, splat_probabilistic
 from fusionocc_core.ops.sparse_conv import plan_submanifold_conv3d, submanifold_conv3d
 from fusionocc_core.ops.sparse_volume import sparse_volume
+from fusionocc_core.ops.volume_render import volume_render
+from fusionocc_core.ops.volume_render_rays import Rays as ViewRays
+from fusionocc_core.ops.volume_render_rays import RenderConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -30,6 +33,7 @@ from benchmarks.baselines.imgseg import paint_point_by_point
 from benchmarks.baselines.ray_iou import count_rays_one_by_one, walk
 from benchmarks.baselines.sparse_conv import submanifold_by_searches
 from benchmarks.baselines.splat import additive_by_pairs, probabilistic_by_pairs
+from benchmarks.baselines.volume_render import render_everywhere
 
 FREE, UNKNOWN = OCC3D_LABELS.free, OCC3D_LABELS.unknown
 
@@ -112,6 +116,46 @@ def test_splatting(num, kind):
         gradients = torch.autograd.grad(total, inputs, materialize_grads=True)
         results.append([*(v.detach() for v in volumes), *gradients])
     assert_same(*results, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_rendering(batch, count):
+    generator = torch.Generator().manual_seed(count)
+    config = RenderConfig(
+        center=(0.0, 0.0, 0.5),
+        radius=3.5,
+        extent=4.0,
+        box_lower=(-4.0, -4.0, -1.0),
+        box_upper=(4.0, 4.0, 2.0),
+        cells_across=16,
+        least_alpha=0.0,
+        least_weight=0.0,
+        stop_below=0.0,
+    )
+    density = torch.rand(batch, 16, 16, 6, generator=generator, dtype=torch.float64)
+    # Nowhere zero: a place without any opacity is left out by the op, its gradient too.
+    density = 0.01 + density * (torch.rand(density.shape, generator=generator) < 0.3)
+    semantic = torch.randn(batch, 16, 16, 6, 5, generator=generator, dtype=torch.float64)
+    zeros = torch.zeros(count, dtype=torch.int64)
+    rays = ViewRays(
+        origin_R3=torch.randn(count, 3, generator=generator, dtype=torch.float64) * 2,
+        direction_R3=torch.randn(count, 3, generator=generator, dtype=torch.float64),
+        depth_R=torch.ones(count, dtype=torch.float64),
+        label_R=zeros,
+        sample_R=torch.arange(count) % batch,
+    )
+
+    def ours(density, semantic):
+        seen = volume_render(density, semantic, rays, config)
+        return torch.cat([seen.depth_R[:, None], seen.semantic_RK], dim=1)
+
+    def theirs(density, semantic):
+        depth, scores = render_everywhere(density, semantic, rays, config)
+        return torch.cat([depth[:, None], scores], dim=1)
+
+    found, expected = (with_gradients(f, (density, semantic)) for f in (theirs, ours))
+    assert_same(found, expected, rtol=1e-6, atol=2e-6)  # ours adds 1e-7 of the radius to every depth
 
 
 SMALL_GRID = VoxelGrid(frame="ego", lower=(-5.2, -3.6, -1.0), upper=(5.2, 3.6, 3.0), voxel_size=(0.8, 0.8, 0.8))
