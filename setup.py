@@ -49,6 +49,7 @@ setup(
         "train": pinned("train"),
         "export": pinned("export"),
         "ros": pinned("ros"),
+        "ray": pinned("ray"),
         # Later releases want numpy 2, which nuscenes-devkit refuses.
         "view": ["rerun-sdk>=0.23.1,<0.24", "pyarrow>=20,<21"],
         "spconv": ["spconv-cu118>=2.3.8"],

@@ -21,6 +21,7 @@ OPTIONAL_PACKAGES = {
     "cv_bridge": 1,
     "sensor_msgs_py": 1,
     "triton": 1,
+    "ray": 1,
 }
 """How many tests each optional package has, all of which skip where it is not installed."""
 NO_CUDA = "no CUDA device: the compiled kernels of splatting"

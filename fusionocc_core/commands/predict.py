@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionocc_core import DEFAULT_PRESET
+from fusionocc_core.commands.predict_fleet import add_fleet_arguments, run_fleet, wants_fleet
 
 if TYPE_CHECKING:
     from fusionocc_core.data.nuscenes import NuScenesFrames
@@ -37,9 +38,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Predict the occupancy of every keyframe of a data set in nuScenes format. Writes "
         "OUT/<scene>/<stamp in nanoseconds>.npz (labels, confidence, origin, voxel_size) and .png, and .ply where the "
         "network has Gaussians. "
-        "An interrupted run goes on where it was.",
+        "An interrupted run goes on where it was. With --workers or --engine many processes share the work.",
     )
-    parser.add_argument("--data", type=Path, required=True, help="the data set: the folder with samples/ and v1.0-*/")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="ROOT",
+        help="the data set: the folder with samples/ and v1.0-*/; several, also as NAME=ROOT, go to OUT/<name>/",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--preset", help=f"network, see `fusionocc presets` (default: {DEFAULT_PRESET})")
     parser.add_argument(
@@ -58,35 +65,40 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--skip-bad",
         action="store_true",
-        help="go on where a keyframe cannot be read or predicted; they are listed at the end, with exit code 1",
+        help="go on where a keyframe cannot be read or predicted; they are listed at the end, with exit code 1 "
+        "(workers always do)",
     )
+    add_fleet_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict and print a table."""
-    import torch
+    if args.checkpoint is not None:
+        _refuse_absent(args.checkpoint)
+    return run_fleet(args) if wants_fleet(args) else _run_alone(args)
+
+
+def _refuse_absent(checkpoint: Path) -> None:
+    from fusionocc_core.export.artefact import is_artefact
+
+    if not (checkpoint.is_file() or is_artefact(checkpoint)):
+        raise FileNotFoundError(f"--checkpoint {checkpoint}: no such file")
+
+
+def _run_alone(args: argparse.Namespace) -> int:
+    """In this process, one keyframe after the other."""
     from rich.console import Console
 
     from fusionocc_core.data.nuscenes import NuScenesFrames
-    from fusionocc_core.export.artefact import is_artefact
-    from fusionocc_core.export.model import ExportedModel
     from fusionocc_core.predictor import Predictor
-    from fusionocc_core.presets import FRESH_SEED
     from fusionocc_core.structures import UNTRAINED
 
-    if args.checkpoint is not None and not (args.checkpoint.is_file() or is_artefact(args.checkpoint)):
-        raise FileNotFoundError(f"--checkpoint {args.checkpoint}: no such file")
-    frames = NuScenesFrames(args.data, version=args.version, scenes=args.scene, cameras=args.cameras)
-    torch.manual_seed(FRESH_SEED)
-    model = make_model(args.preset, args.checkpoint)
-    inputs = model.config.inputs
-    if isinstance(model, ExportedModel):
-        model.check_rig(len(frames.cameras))
-    refuse_too_many_cameras(frames.cameras, inputs.num_cameras)
-    frames = frames.with_history(cameras=inputs.camera_history, lidar=inputs.lidar_history)
+    frames = NuScenesFrames(args.data[0], version=args.version, scenes=args.scene, cameras=args.cameras)
+    model = make_seeded_model(args.preset, args.checkpoint)
+    frames = fitted(frames, model)
     predictor = Predictor(model, device=args.device, confidence=True)
-    claim_folder(args.out, _settings(args, frames), overwrite=args.overwrite)
+    claim_folder(args.out, settings_of(args, frames), overwrite=args.overwrite)
     console = Console()
     if model.card.trained_on == UNTRAINED:
         console.print(f"{UNTRAINED}: without --checkpoint the labels mean nothing yet", style="bold red")
@@ -119,6 +131,31 @@ def make_model(preset: str | None, checkpoint: Path | None) -> OccupancyModel:
     if preset is None and checkpoint is not None:
         return load_model(checkpoint)
     return load_model(preset or DEFAULT_PRESET, checkpoint=checkpoint)
+
+
+def make_seeded_model(preset: str | None, checkpoint: Path | None) -> OccupancyModel:
+    """As ``make_model``; fresh weights are the same in every process."""
+    import torch
+
+    from fusionocc_core.presets import FRESH_SEED
+
+    torch.manual_seed(FRESH_SEED)
+    return make_model(preset, checkpoint)
+
+
+def fitted(frames: NuScenesFrames, model: OccupancyModel) -> NuScenesFrames:
+    """The same keyframes with the history that a network wants.
+
+    Raises:
+        ValueError: it takes fewer cameras, or was exported for another number of them.
+    """
+    from fusionocc_core.export.model import ExportedModel
+
+    if isinstance(model, ExportedModel):
+        model.check_rig(len(frames.cameras))
+    inputs = model.config.inputs
+    refuse_too_many_cameras(frames.cameras, inputs.num_cameras)
+    return frames.with_history(cameras=inputs.camera_history, lidar=inputs.lidar_history)
 
 
 def refuse_too_many_cameras(cameras: Sequence[str], most: int) -> None:
@@ -209,7 +246,7 @@ def _read_back(paths: ResultPaths, blank: Occupancy) -> Occupancy:
         return replace(blank, labels=volume["labels"])
 
 
-def _settings(args: argparse.Namespace, frames: NuScenesFrames) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, frames: NuScenesFrames) -> dict[str, Any]:
     """What decides the results, in words that fit into a file."""
     settings = {
         "data": str(frames.root.resolve()),

@@ -13,6 +13,7 @@ CORE = ROOT / "fusionocc_core"
 # From the top down; a module may import from its own floor and from those below it.
 FLOORS = (
     ("cli", "commands"),
+    ("fleet",),
     ("export",),
     ("engine",),
     ("baselines",),
@@ -83,6 +84,8 @@ for name in {names}:
             "onnxruntime",
             "openvino",
             "nncf",
+            "ray",
+            "pandas",
             "timm",
             "torchvision",
         }

@@ -262,15 +262,15 @@ def test_bad_keyframes_are_skipped_where_that_is_wanted(tmp_path, monkeypatch, c
 def test_a_data_set_that_has_changed_is_noticed(tmp_path):
     tree = write_tree(tmp_path / "d", scenes={"lot": 1}, cameras={"CAM_FRONT": 0.0})
     args = parse("--data", tree.root, "--out", tmp_path / "out")
-    before = predict._settings(args, NuScenesFrames(tree.root))
-    assert predict._settings(args, NuScenesFrames(tree.root)) == before
+    before = predict.settings_of(args, NuScenesFrames(tree.root))
+    assert predict.settings_of(args, NuScenesFrames(tree.root)) == before
     predict.claim_folder(args.out, before, overwrite=False)
     leave_results(args.out, "lot/1.npz")
     poses = tree.rows("ego_pose")
     poses[0]["translation"][0] += 10.0
     tree.write("ego_pose", poses)
     with pytest.raises(ValueError, match=r"tables was \d+ bytes of 2\d\d\d-.*, is \d+ bytes of .*--overwrite"):
-        predict.claim_folder(args.out, predict._settings(args, NuScenesFrames(tree.root)), overwrite=False)
+        predict.claim_folder(args.out, predict.settings_of(args, NuScenesFrames(tree.root)), overwrite=False)
 
 
 def test_a_checkpoint_that_is_not_there(frames, tmp_path):
