@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "spconv", "torch-scatter")
 
@@ -36,6 +37,11 @@ def machine() -> Machine:
 def in_words(about: Machine) -> str:
     """One line for the terminal."""
     return ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+
+
+def wide_console(least: int = 120) -> Console:
+    """A console on which a table of many columns is legible, also where the output is no terminal."""
+    return Console(width=max(Console().width, least))
 
 
 def installed(package: str) -> str | None:

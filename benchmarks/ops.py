@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from cases import CASES, Case, Setting, setting
 from floors import Rates, best_ms, measure_rates, rates_in_words
-from machine import in_words, machine, write_report
+from machine import in_words, machine, wide_console, write_report
 from op_inputs import OFFICIAL, TINY, cloud_from_files
 from rich.console import Console
 from rich.progress import track
@@ -118,7 +118,6 @@ def tables(lines: Sequence[Line], threads: int) -> Table:
             megabytes(line.peak_bytes),
             digits(line.floor_ms) if first else "",
             f"{line.distance:.1f}" if line.kind == "ours" else "",
-            end_section=False,
         )
         previous = line.case
     return table
@@ -165,7 +164,7 @@ def run(
         flat = [line for group in mine for line in group]
         console.print(tables(flat, rate.threads))
         console.print(rates_in_words(rate), highlight=False, soft_wrap=True)
-        for sentence in verdict(flat):
+        for sentence in verdict(flat) if given.size is OFFICIAL else ():
             console.print(sentence, highlight=False, soft_wrap=True)
     return {"rates": [asdict(rate) for rate in rates], "lines": [asdict(line) for line in lines]}
 
@@ -203,7 +202,7 @@ def main() -> None:
         short=args.short,
         cloud=cloud_from_files(args.points) if args.points else None,
     )
-    console, about = Console(), machine()
+    console, about = wide_console(), machine()
     repeats = args.repeats or (3 if args.short else 5)
     numbers = run(given, args.only, args.threads, repeats, console)
     console.print(in_words(about), highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import product
 
@@ -11,7 +12,6 @@ from floors import Work
 from machine import installed
 from timing import Candidate
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from cases.case import Case, Setting, with_backward
 from fusionocc_core.grids import VoxelGrid
@@ -200,16 +200,18 @@ def encoder_cases(given: Setting) -> Iterator[Case]:
         op="encoder",
         name=f"LiDAR encoder of fusionocc-base, {len(given.cloud):,} points",
         candidates=tuple(candidates),
-        work=Work(bytes=4 * (given.cloud.numel() + dense.numel()), operations=encoder_operations(given)),  # type: ignore[attr-defined]
+        work=Work(bytes=4 * (given.cloud.numel() + dense.numel()), operations=encoder_operations(given)),
         tolerance=1e-3,
     )
 
 
 def encoder_operations(given: Setting) -> float:
     """Multiply-adds of the matrix products, twice."""
-    encoder = (
-        SparseLidarEncoder(LidarEncoderConfig(grid=given.size.lidar_grid, backend="torch")).eval().to(given.device)
-    )
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # it warns of what torch itself does
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = LidarEncoderConfig(grid=given.size.lidar_grid, backend="torch")
+    encoder = SparseLidarEncoder(config).eval().to(given.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several threads also multiply zeros
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
