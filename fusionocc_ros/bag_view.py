@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fusionocc_core.commands.view_sources import SourceOptions
 from fusionocc_core.viz.view_frame import ViewFrame, ViewSource
 from fusionocc_ros.requirements import require
-from fusionocc_ros.view_topics import TF, TF_STATIC, ViewTopics, find_topics, read_parameters
+from fusionocc_ros.view_topics import TF, TF_STATIC, find_topics, read_parameters, with_cameras
 
 if TYPE_CHECKING:
     from fusionocc_ros.bag_reader import Bag
@@ -50,7 +50,7 @@ class BagSource:
             kinds = {connection.topic: connection.msgtype for connection in bag.connections}
             if not kinds or bag.end_ns <= bag.start_ns:
                 raise ValueError(f"{self._path}: the bag is empty: it holds no message")
-            self._topics = _chosen_cameras(find_topics(kinds, parameters), options)
+            self._topics = with_cameras(find_topics(kinds, parameters), options.cameras, "the bag")
         self.name = self._path.resolve().stem
         self.total = options.limit
 
@@ -86,18 +86,6 @@ class BagSource:
         if shown <= options.start:
             reasons = "; ".join(f"{count} times: {reason}" for reason, count in list(moments.refused.items())[:3])
             raise ValueError(f"{self._path}: no moment to show{f' ({reasons})' if reasons else ''}")
-
-
-def _chosen_cameras(topics: ViewTopics, options: SourceOptions) -> ViewTopics:
-    from dataclasses import replace
-
-    if options.cameras is None:
-        return topics
-    names = {camera.name for camera in topics.cameras}
-    unknown = [name for name in options.cameras if name not in names]
-    if unknown:
-        raise ValueError(f"--cameras {' '.join(unknown)}: the bag has {', '.join(sorted(names)) or 'none'}")
-    return replace(topics, cameras=tuple(c for c in topics.cameras if c.name in options.cameras))
 
 
 def _read_poses(bag: Bag, moments: Any) -> None:

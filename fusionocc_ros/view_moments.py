@@ -95,7 +95,7 @@ class ViewMoments:
             timeout_s=0.05,
         )
         self._assembler = Assembler(_parameters(topics), self._infos, self._transforms, self._motion, None)
-        self._assembler.remember(camera_history=camera_history, lidar_history=lidar_history)
+        self._assembler.serve(camera_history=camera_history, lidar_history=lidar_history, least_width=0)
         self._pictures: dict[str, deque[_Kept]] = {camera.name: deque(maxlen=KEPT) for camera in topics.cameras}
         self._camera_of = {camera.picture: camera.name for camera in topics.cameras}
         self._info_of = {camera.info: camera.name for camera in topics.cameras}
@@ -298,12 +298,12 @@ class ViewMoments:
 
 def message_stamp_ns(message: Any) -> int:
     """The stamp of a message, or of the first marker of several; 0 where it has none."""
-    headed = next(iter(message.markers), None) if hasattr(message, "markers") else message
+    headed: Any = next(iter(message.markers), None) if hasattr(message, "markers") else message
     return stamp_to_ns(headed.header.stamp) if hasattr(headed, "header") else 0
 
 
 def _notes(message: Any, absent: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Which sensors did not take part in an answer and why, or without an answer, of which we have nothing ourselves."""
+    """Which sensors did not take part in an answer, and why; without an answer, which ones we have nothing of."""
     missing = dict(zip(message.missing, message.missing_causes, strict=False)) if message is not None else absent or {}
     return tuple(
         f"{sensor}: no message" if cause == NO_MESSAGE else f"{sensor}: {cause}, {CAUSES.get(cause, 'cause unknown')}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,21 @@ def find_topics(kinds: Mapping[str, str], parameters: Mapping[str, Any] | None =
             f"beside it, a {CLOUD} or a {OCCUPANCY}; or name the topics with --params FILE.yaml"
         )
     return found
+
+
+def with_cameras(topics: ViewTopics, names: Sequence[str] | None, where: str) -> ViewTopics:
+    """Only these cameras; all of them for None.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    if names is None:
+        return topics
+    known = {camera.name for camera in topics.cameras}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"--cameras {' '.join(unknown)}: {where} has {', '.join(sorted(known)) or 'none'}")
+    return replace(topics, cameras=tuple(camera for camera in topics.cameras if camera.name in names))
 
 
 def read_parameters(path: Path) -> dict[str, Any]:

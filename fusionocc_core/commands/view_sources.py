@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fusionocc_core.viz.view_frame import ViewFrame, ViewSource, latencies_of
+from fusionocc_core.viz.view_frame import ViewFrame, ViewSource
 
 if TYPE_CHECKING:
     from fusionocc_core.data.nuscenes import NuScenesFrames
     from fusionocc_core.metrics import OccupancyTruth
     from fusionocc_core.predictor import OccupancyModel
-    from fusionocc_core.structures import Occupancy, SensorFrame
+    from fusionocc_core.structures import Occupancy
 
 EXPECTED = (
     "expected a data set in nuScenes format (a folder with samples/ and v1.0-*/), a folder that `fusionocc predict` or "
@@ -72,6 +72,12 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="predict with these weights as it goes")
     parser.add_argument("--device", default="auto", help="of that network: auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
+        "--render", action="store_true", help="also show the prediction from each camera: its depth and classes"
+    )
+    parser.add_argument(
+        "--render-width", type=int, default=120, metavar="N", help="for --render: rays across (default: %(default)s)"
+    )
+    parser.add_argument(
         "--palette",
         help="colours of the classes: fusionocc (default), flashocc, surroundocc, gaussianformer, nuscenes, "
         "semantickitti, colorblind",
@@ -105,7 +111,14 @@ def open_source(args: argparse.Namespace) -> ViewSource:
         lidar_history=inputs.lidar_history if inputs else 0,
     )
     source = open_kind(options)
-    return source if model is None else PredictingSource(source, model, args.device)
+    width = args.render_width if args.render else None
+    if model is None and width is None:
+        return source
+    from fusionocc_core.commands.view_predicting import PredictingSource, RenderingSource
+
+    if model is not None:
+        return PredictingSource(source, model, args.device, render_width=width)
+    return RenderingSource(source, args.render_width)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -115,6 +128,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--limit {args.limit}: expected at least 1 frame")
     if args.start < 0:
         raise ValueError(f"--start {args.start}: expected 0 or more frames to leave out")
+    if args.render_width < 2:
+        raise ValueError(f"--render-width {args.render_width}: expected at least 2 rays across a picture")
     if args.palette is not None and args.palette not in PALETTES:
         raise ValueError(f"--palette {args.palette}: expected one of {', '.join(PALETTES)}")
 
@@ -194,11 +209,9 @@ class PredictionsSource:
 
     def __iter__(self) -> Iterator[ViewFrame]:
         """Read volume after volume, with the sensors of its moment where they are known."""
-        from fusionocc_core.viz.export import read_volume
-
         for path in self._paths:
             scene, stamp_ns = path.parent.name, int(path.stem)
-            occupancy = replace(read_volume(path, stamp_ns=stamp_ns), model=str(self._note.get("preset") or ""))
+            occupancy = self._read(path, stamp_ns)
             index = self._at.get((scene, stamp_ns))
             if index is None or self._frames is None:
                 import numpy as np
@@ -206,6 +219,18 @@ class PredictionsSource:
                 yield ViewFrame(stamp_ns=stamp_ns, ego2global=np.eye(4), scene=scene, prediction=occupancy)
             else:
                 yield replace(sensor_view(self._frames, index), prediction=occupancy)
+
+    def _read(self, path: Path, stamp_ns: int) -> Occupancy:
+        """A volume, and the Gaussians beside it where there are some."""
+        from fusionocc_core.viz.export import read_volume
+        from fusionocc_core.viz.gaussian_files import read_ply
+
+        occupancy = read_volume(path, stamp_ns=stamp_ns)
+        ellipsoids = path.with_suffix(".ply")
+        cloud = read_ply(ellipsoids) if ellipsoids.is_file() else None
+        if cloud is not None and (cloud.labels_G >= occupancy.label_set.num).any():
+            raise ValueError(f"{ellipsoids}: class {cloud.labels_G.max()} is none of {occupancy.label_set.name!r}")
+        return replace(occupancy, gaussians=cloud, model=str(self._note.get("preset") or ""))
 
     def _open_data(self, options: SourceOptions) -> NuScenesFrames | None:
         from fusionocc_core.data.nuscenes import NuScenesFrames
@@ -219,31 +244,6 @@ class PredictionsSource:
             )
         version = options.version or (None if options.data else self._note.get("version"))
         return NuScenesFrames(root, version=version, scenes=options.scenes, cameras=options.cameras)
-
-
-class PredictingSource:
-    """Another source, with what a network makes of each of its frames.
-
-    Args:
-        source: where the frames come from.
-        model: the network.
-        device: where it runs.
-    """
-
-    def __init__(self, source: ViewSource, model: OccupancyModel, device: str) -> None:
-        from fusionocc_core.predictor import Predictor
-
-        self._source = source
-        self._predict: Callable[[SensorFrame], Occupancy] = Predictor(model, device=device)
-        self.name, self.total = source.name, source.total
-
-    def __iter__(self) -> Iterator[ViewFrame]:
-        """Predict frame after frame."""
-        for frame in self._source:
-            if frame.sensors is None:
-                raise ValueError(f"{self.name}: a frame without sensors cannot be predicted; give its data with --data")
-            prediction = self._predict(frame.sensors)
-            yield replace(frame, prediction=prediction, latencies_s=latencies_of(prediction.timings))
 
 
 def chosen_range(count: int, options: SourceOptions) -> range:

@@ -41,6 +41,15 @@ def text_size(text: str, size: int) -> tuple[int, int]:
     return int(np.ceil(right - min(left, 0))), int(np.ceil(bottom - min(top, 0)))
 
 
+def shortened(text: str, size: int, width: int) -> str:
+    """The text, or as much of its beginning as is at most ``width`` pixels wide, and an ellipsis."""
+    if text_size(text, size)[0] <= width:
+        return text
+    while text and text_size(f"{text}...", size)[0] > width:
+        text = text[:-1]
+    return f"{text}..."
+
+
 def write(
     picture: Picture, at: tuple[int, int], text: str, size: int = 16, color: Color = INK, halo: Color | None = None
 ) -> None:

@@ -9,15 +9,18 @@ Entities, all metric, in the frame "world" (axes of the map, origin where the ve
     world/ego/boxes, world/ego/gaussians
     world/path                         where the vehicle was so far
     world/cameras/<name>               pinhole and picture at the picture's own moment
+    rendered/<name>/depth, rendered/<name>/classes    what the answer looks like from that camera
     latency/<step>                     milliseconds
+    notes                              what is not as it should be
 
 Time lines: "stamp" (sensor time) and "frame" (a count). Only what changed is sent: a class whose visible voxels are the
-same as in the frame before costs nothing.
+same as in the frame before costs nothing. What a frame does not have any more is cleared, since it would look current.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -31,6 +34,7 @@ from fusionocc_core.structures import CameraImage, LidarSweep, Occupancy
 from fusionocc_core.viz.difference import truth_as_occupancy
 from fusionocc_core.viz.overlay import distance_colors
 from fusionocc_core.viz.palettes import recolored
+from fusionocc_core.viz.rendered import RenderedView, class_picture, depth_picture
 from fusionocc_core.viz.surface import surface_voxels
 from fusionocc_core.viz.view_frame import ViewFrame
 from fusionocc_core.viz.volume import palette as color_table
@@ -51,8 +55,31 @@ REACH = 60.0
 """Points and boxes further away are left out, metres: the viewer zooms out until it sees everything."""
 
 VOLUMES = ("prediction", "truth", "difference")
+GAUSSIANS = "gaussians"
 
 _Drawn = dict[int, NDArray[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What there is to see, in the order of the views."""
+
+    cameras: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    """Of VOLUMES, or "gaussians"."""
+    rendered: bool = False
+    latencies: bool = False
+    notes: bool = False
+
+    def __or__(self, other: Contents) -> Contents:
+        """What is in one of them."""
+        return Contents(
+            cameras=tuple(dict.fromkeys((*self.cameras, *other.cameras))),
+            volumes=tuple(n for n in (*VOLUMES, GAUSSIANS) if n in (*self.volumes, *other.volumes)),
+            rendered=self.rendered or other.rendered,
+            latencies=self.latencies or other.latencies,
+            notes=self.notes or other.notes,
+        )
 
 
 def require_rerun() -> Any:
@@ -81,7 +108,9 @@ class RerunLog:
         self._recording = recording
         self._palette = palette
         self._drawn: dict[str, _Drawn] = {name: {} for name in VOLUMES}
-        self._layout: tuple[Any, ...] = ()
+        self._contents = Contents()
+        self._before: set[str] = set()
+        self._now: set[str] = set()
         self._path: list[NDArray[np.float64]] = []
         self._origin: NDArray[np.float64] | None = None
         self._scene = ""
@@ -98,6 +127,7 @@ class RerunLog:
             self._scene, self._path = frame.scene, []
         if self._origin is None:
             self._origin = frame.ego2global[:3, 3].copy()
+        self._before, self._now = self._now, set()
         self._recording.set_time("frame", sequence=self.count)
         self._recording.set_time("stamp", timestamp=np.datetime64(frame.stamp_ns, "ns"))
         self._log_pose("world/ego", frame.ego2global)
@@ -110,12 +140,30 @@ class RerunLog:
         self._log_volumes(frame)
         if near := [box for box in frame.boxes if np.linalg.norm(box.center) <= REACH]:
             self._log_boxes(near)
-        if frame.prediction is not None and frame.prediction.gaussians is not None:
-            self._log_gaussians(frame.prediction, frame.prediction.gaussians)
+        if frame.prediction is not None:
+            if frame.prediction.gaussians is not None:
+                self._log_gaussians(frame.prediction, frame.prediction.gaussians)
+            for name, view in frame.rendered.items():
+                self._log_rendered(name, view, frame.prediction)
+        for note in frame.notes:
+            self._recording.log("notes", self._rr.TextLog(note, level="WARN"))
         for step, seconds in frame.latencies_s.items():
             self._recording.log(f"latency/{step}", self._rr.Scalars(seconds * 1e3))
+        for entity in sorted(self._before - self._now):
+            self._recording.log(entity, self._rr.Clear(recursive=False))
         self._send_layout(frame)
         self.count += 1
+
+    def _put(self, entity: str, shown: Any) -> None:
+        """Log what is cleared when the next frame has it no more."""
+        self._now.add(entity)
+        self._recording.log(entity, shown)
+
+    def remove_volume(self, name: str) -> None:
+        """Clear a volume under the current time."""
+        if self._drawn[name]:
+            self._recording.log(f"world/ego/{name}", self._rr.Clear(recursive=True))
+            self._drawn[name] = {}
 
     def add_volume(self, name: str, occupancy: Occupancy) -> int:
         """Log the visible voxels of one volume under the current time; returns how many voxels were sent.
@@ -169,7 +217,7 @@ class RerunLog:
         # Small frusta: the pictures have views of their own.
         pinhole = self._rr.Pinhole(image_from_camera=intrinsics, resolution=size, image_plane_distance=0.8)
         self._recording.log(entity, pinhole)
-        self._recording.log(entity, self._rr.EncodedImage(contents=jpeg.tobytes(), media_type="image/jpeg"))
+        self._put(entity, self._rr.EncodedImage(contents=jpeg.tobytes(), media_type="image/jpeg"))
 
     def _log_lidar(self, lidar: LidarSweep) -> None:
         distance = np.linalg.norm(lidar.points[:, :3], axis=1)
@@ -177,19 +225,22 @@ class RerunLog:
         points = lidar.points[near, :3].astype(np.float64) @ lidar.lidar2ego[:3, :3].T + lidar.lidar2ego[:3, 3]
         size = self._rr.Radius.ui_points(POINT_SIZE)
         cloud = self._rr.Points3D(points.astype(np.float32), colors=distance_colors(distance[near]), radii=size)
-        self._recording.log("world/ego/lidar", cloud)
+        self._put("world/ego/lidar", cloud)
 
     def _log_volumes(self, frame: ViewFrame) -> None:
         truth = None if frame.truth is None else truth_as_occupancy(frame.truth, frame.stamp_ns)
         lidar = frame.sensors.lidar if frame.sensors is not None else None
         for name, occupancy in zip(VOLUMES, (frame.prediction, truth, frame.compared()), strict=True):
             if occupancy is None:
+                self.remove_volume(name)
                 continue
             if occupancy.grid.frame == "lidar" and lidar is not None:
                 transform = self._rr.Transform3D(translation=lidar.lidar2ego[:3, 3], mat3x3=lidar.lidar2ego[:3, :3])
                 self._recording.log(f"world/ego/{name}", transform)
-            recolor = self._palette is not None and name != "difference"
-            self.add_volume(name, recolored(occupancy, str(self._palette)) if recolor else occupancy)
+            self.add_volume(name, occupancy if name == "difference" else self._painted(occupancy))
+
+    def _painted(self, occupancy: Occupancy) -> Occupancy:
+        return occupancy if self._palette is None else recolored(occupancy, self._palette)
 
     def _log_boxes(self, boxes: Sequence[Box]) -> None:
         shown = self._rr.Boxes3D(
@@ -201,72 +252,90 @@ class RerunLog:
             show_labels=False,
             radii=[0.03],
         )
-        self._recording.log("world/ego/boxes", shown)
+        self._put("world/ego/boxes", shown)
 
     def _log_gaussians(self, prediction: Occupancy, cloud: GaussianCloud) -> None:
-        colored = prediction if self._palette is None else recolored(prediction, self._palette)
+        colors = self._painted(prediction).label_set.colors
         shown = self._rr.Ellipsoids3D(
             centers=cloud.means_G3,
             half_sizes=cloud.scales_G3,
             quaternions=np.roll(cloud.rotations_G4, -1, axis=1),
-            colors=color_table(colored.label_set.colors).astype(np.uint8)[cloud.labels_G],
+            colors=color_table(colors).astype(np.uint8)[cloud.labels_G],
             fill_mode="solid",
         )
-        self._recording.log("world/ego/gaussians", shown)
+        self._put(f"world/ego/{GAUSSIANS}", shown)
+
+    def _log_rendered(self, name: str, view: RenderedView, prediction: Occupancy) -> None:
+        # Pictures, as in files: this rerun draws NaN as the farthest depth, and its table of class names wants NumPy 2.
+        classes = class_picture(view.labels_HW, self._painted(prediction).label_set)
+        self._put(f"rendered/{name}/depth", self._rr.Image(depth_picture(view.distance_HW)))
+        self._put(f"rendered/{name}/classes", self._rr.Image(classes))
 
     def _send_layout(self, frame: ViewFrame) -> None:
-        """The arrangement of views, anew where other things are there than before."""
-        cameras = tuple(camera.name for camera in frame.sensors.cameras) if frame.sensors else ()
-        volumes = (frame.prediction is not None, frame.truth is not None, frame.compared() is not None)
-        has_gaussians = frame.prediction is not None and frame.prediction.gaussians is not None
-        key = (cameras, volumes, bool(frame.latencies_s), has_gaussians)
-        if key == self._layout:
-            return
-        self._layout = key
-        shown = [name for name, there in zip(VOLUMES, volumes, strict=True) if there]
-        gaussians = ["gaussians"] if has_gaussians else []
-        self._recording.send_blueprint(
-            make_blueprint(cameras, [*shown, *gaussians], latency=bool(frame.latencies_s)), make_active=True
-        )
+        """The arrangement of views, anew where something is there for the first time."""
+        contents = self._contents | contents_of(frame)
+        if contents != self._contents or not self.count:
+            self._contents = contents
+            self._recording.send_blueprint(make_blueprint(contents), make_active=True)
 
 
-def make_blueprint(cameras: Sequence[str], volumes: Sequence[str], *, latency: bool) -> Any:
-    """Cameras above, volumes side by side below them, latencies at the foot; parts that there are not are left out.
+def contents_of(frame: ViewFrame) -> Contents:
+    """What a frame has to show."""
+    prediction = frame.prediction
+    there = {
+        "prediction": prediction is not None,
+        "truth": frame.truth is not None,
+        "difference": frame.compared() is not None,
+        GAUSSIANS: prediction is not None and prediction.gaussians is not None,
+    }
+    return Contents(
+        cameras=tuple(camera.name for camera in frame.sensors.cameras) if frame.sensors else (),
+        volumes=tuple(name for name, is_there in there.items() if is_there),
+        rendered=bool(frame.rendered),
+        latencies=bool(frame.latencies_s),
+        notes=bool(frame.notes),
+    )
 
-    Args:
-        cameras: names, in the order of the views.
-        volumes: of VOLUMES, or "gaussians".
-        latency: whether there are any.
-    """
+
+def make_blueprint(contents: Contents) -> Any:
+    """Cameras above, volumes side by side below them, latencies and notes at the foot; the rest is left out."""
     require_rerun()
     import rerun.blueprint as rrb
 
     rows: list[Any] = []
     weights: list[float] = []
-    if cameras:
-        pictures = [
-            rrb.Spatial2DView(
-                origin=f"world/cameras/{name}",
-                contents=["$origin/**", "world/ego/lidar", "world/ego/boxes"],
-                name=name,
-            )
-            for name in cameras
-        ]
+    if contents.cameras:
+        pictures = [_camera_view(name, rendered=contents.rendered) for name in contents.cameras]
         rows.append(rrb.Grid(*pictures, grid_columns=3) if len(pictures) > 3 else rrb.Horizontal(*pictures))
         weights.append(2.0)
     common = ["world/ego/lidar", "world/ego/boxes", "world/path"]
     scenes = [
         rrb.Spatial3DView(origin="world/ego", contents=[f"world/ego/{name}/**", *common], name=name)
-        for name in (volumes or ["lidar"])
+        for name in (contents.volumes or ("lidar",))
     ]
     rows.append(rrb.Horizontal(*scenes))
     weights.append(2.5)
-    if latency:
-        rows.append(rrb.TimeSeriesView(origin="latency", name="latency, ms"))
+    foot: list[Any] = [rrb.TimeSeriesView(origin="latency", name="latency, ms")] if contents.latencies else []
+    foot += [rrb.TextLogView(origin="notes", name="missing sensors")] if contents.notes else []
+    if foot:
+        rows.append(rrb.Horizontal(*foot))
         weights.append(0.7)
     return rrb.Blueprint(
         rrb.Vertical(*rows, row_shares=weights),
-        rrb.BlueprintPanel(state="collapsed"),
-        rrb.SelectionPanel(state="collapsed"),
         rrb.TimePanel(state="collapsed"),
+        rrb.SelectionPanel(state="collapsed"),
+        rrb.BlueprintPanel(state="collapsed"),
     )
+
+
+def _camera_view(name: str, *, rendered: bool) -> Any:
+    """The picture with points and boxes; depth and classes of the answer beside it."""
+    import rerun.blueprint as rrb
+
+    picture = rrb.Spatial2DView(
+        origin=f"world/cameras/{name}", contents=["$origin/**", "world/ego/lidar", "world/ego/boxes"], name=name
+    )
+    if not rendered:
+        return picture
+    sides = [rrb.Spatial2DView(origin=f"rendered/{name}/{what}", name=what) for what in ("depth", "classes")]
+    return rrb.Horizontal(picture, rrb.Vertical(*sides), column_shares=[2, 1], name=name)

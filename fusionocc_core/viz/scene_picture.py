@@ -5,20 +5,22 @@ The frames of a video, the screenshot of the viewer and the examples of a report
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from fusionocc_core.grids import LabelSet
-from fusionocc_core.structures import UNTRAINED, Occupancy
+from fusionocc_core.structures import UNTRAINED, Occupancy, SensorFrame
 from fusionocc_core.viz.birds_eye import birds_eye
-from fusionocc_core.viz.canvas import FAINT_INK, PAPER, WARNING, Picture, blank, fit, paste, text_size, write
+from fusionocc_core.viz.canvas import FAINT_INK, PAPER, WARNING, Picture, blank, fit, paste, shortened, text_size, write
 from fusionocc_core.viz.difference import truth_as_occupancy
+from fusionocc_core.viz.gaussian_pictures import gaussians_in_perspective
 from fusionocc_core.viz.overlay import cloud_from_above, overlaid
 from fusionocc_core.viz.overview import camera_mosaic, legend
-from fusionocc_core.viz.palettes import recolored
+from fusionocc_core.viz.palettes import recolored, with_palette
 from fusionocc_core.viz.perspective import perspective
+from fusionocc_core.viz.rendered import below_each_other
 from fusionocc_core.viz.view_frame import ViewFrame
 
 WIDTH, HEIGHT = 1920, 1080
@@ -27,8 +29,8 @@ TITLE = 54
 LEFT = 1180
 """Width of the column with cameras and perspective views."""
 
-MOSAIC = 440
-"""Height of the cameras."""
+MOSAIC, MOSAIC_RENDERED = 440, 640
+"""Height of the cameras, and with depth and classes of the answer below each."""
 
 LEGEND = 200
 """Height of the legend."""
@@ -59,18 +61,31 @@ def scene_picture(frame: ViewFrame, *, title: str = "", palette: str | None = No
     _write_title(picture, frame, title)
     top = TITLE
     if frame.sensors is not None and frame.sensors.cameras:
-        drawn = overlaid(frame.sensors, boxes=frame.boxes if boxes else ())
-        height = MOSAIC if panels else HEIGHT - TITLE - MARGIN
+        drawn = _with_rendered(overlaid(frame.sensors, boxes=frame.boxes if boxes else ()), frame, palette)
+        height = (MOSAIC_RENDERED if frame.rendered else MOSAIC) if panels else HEIGHT - TITLE - MARGIN
         paste(picture, (MARGIN, top), fit(camera_mosaic(drawn, width=LEFT), height, LEFT))
         top += height + MARGIN
-    solid = [panel for panel in panels if panel.name != "difference"]
-    _row_of_views(picture, solid, top)
+    _row_of_views(picture, [panel for panel in panels if panel.name != "difference"], top)
     if panels:
         _column_from_above(picture, panels)
     elif frame.sensors is not None and frame.sensors.lidar is not None:
         side = WIDTH - LEFT - 3 * MARGIN
         paste(picture, (LEFT + 2 * MARGIN, TITLE), cloud_from_above(frame.sensors.lidar, side))
     return picture
+
+
+def _with_rendered(sensors: SensorFrame, frame: ViewFrame, palette: str | None) -> SensorFrame:
+    """The pictures with what the prediction looks like from there below them."""
+    if not frame.rendered or frame.prediction is None:
+        return sensors
+    labels = frame.prediction.label_set if palette is None else with_palette(frame.prediction.label_set, palette)
+    cameras = tuple(
+        replace(camera, image=below_each_other(camera.image, frame.rendered[camera.name], labels))
+        if camera.name in frame.rendered
+        else camera
+        for camera in sensors.cameras
+    )
+    return replace(sensors, cameras=cameras)
 
 
 def _panels(frame: ViewFrame, palette: str | None) -> list[_Panel]:
@@ -86,14 +101,16 @@ def _panels(frame: ViewFrame, palette: str | None) -> list[_Panel]:
 
 
 def _row_of_views(picture: Picture, panels: list[_Panel], top: int) -> None:
-    """Perspective views side by side, down to the margin."""
-    if not panels:
+    """Perspective views side by side, down to the margin: of voxels, and of Gaussians where there are some."""
+    drawn = [(panel.name, panel.occupancy, perspective) for panel in panels]
+    drawn += [("Gaussians", p.occupancy, gaussians_in_perspective) for p in panels if p.occupancy.gaussians is not None]
+    if not drawn:
         return
     height = HEIGHT - MARGIN - top
-    width = (LEFT - MARGIN * (len(panels) - 1)) // len(panels)
-    for k, panel in enumerate(panels):
-        view = perspective(panel.occupancy, height=height, width=width)
-        write(view, (10, 8), panel.name, 18, halo=PAPER)
+    width = (LEFT - MARGIN * (len(drawn) - 1)) // len(drawn)
+    for k, (name, occupancy, draw) in enumerate(drawn):
+        view = draw(occupancy, height=height, width=width)
+        write(view, (10, 8), name, 18, halo=PAPER)
         paste(picture, (MARGIN + k * (width + MARGIN), top), view)
 
 
@@ -127,7 +144,9 @@ def _column_from_above(picture: Picture, panels: list[_Panel]) -> None:
 def _write_title(picture: Picture, frame: ViewFrame, title: str) -> None:
     """Which moment it is, which network, and whether it was trained at all."""
     words = [title, frame.scene, f"{frame.stamp_ns / 1e9:.2f} s"]
-    write(picture, (MARGIN, 12), "   ".join(word for word in words if word), 24)
+    write(picture, (MARGIN, 12 if not frame.notes else 2), "   ".join(word for word in words if word), 24)
+    if frame.notes:
+        write(picture, (MARGIN, 32), shortened("   ".join(frame.notes), 15, WIDTH - 2 * MARGIN), 15, WARNING)
     prediction = frame.prediction
     if prediction is None:
         return

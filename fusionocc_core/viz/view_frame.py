@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from fusionocc_core.data.nuscenes_tables import Box
 from fusionocc_core.metrics.truth import OccupancyTruth
 from fusionocc_core.structures import Occupancy, SensorFrame, Timings
 from fusionocc_core.viz.difference import difference
+from fusionocc_core.viz.rendered import RenderedView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class ViewFrame:
     """Annotated objects in the ego frame."""
     latencies_s: Mapping[str, float] = field(default_factory=dict)
     """How long each step took, by name, seconds."""
+    rendered: Mapping[str, RenderedView] = field(default_factory=dict)
+    """By camera: what the prediction looks like from there."""
     notes: tuple[str, ...] = ()
     """What is not as it should be, such as sensors that said nothing; a line each."""
 
@@ -40,6 +44,10 @@ class ViewFrame:
 
     def compared(self) -> Occupancy | None:
         """Prediction against truth; None where one is missing, or they are of different grids or classes."""
+        return self._compared
+
+    @cached_property
+    def _compared(self) -> Occupancy | None:
         if self.prediction is None or self.truth is None:
             return None
         if (self.prediction.grid, self.prediction.label_set.names) != (self.truth.grid, self.truth.label_set.names):

@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 from browser import open_page
-from view_cases import BUS, CAR, ROAD, labels, moment, occupancy
+from view_cases import BUS, CAR, ROAD, Frames, labels, moment, occupancy
 
 from fusionocc_core.commands.view import recording
+from fusionocc_core.commands.view_predicting import RenderingSource
 from fusionocc_core.grids import OCC3D_LABELS
 from fusionocc_core.viz.difference import DIFFERENCE_LABELS, WRONG_CLASS
 from fusionocc_core.viz.report_page import ReportPage
@@ -72,7 +73,8 @@ def test_the_report_turns_voxels_without_a_network(chromium, tmp_path):
 def wait_for_panes(browser):
     """Shares of what the three panes show, once each shows something and twice the same, or when patience ends.
 
-    The viewer draws before all data have come and lays its panes out anew when the layout comes, later on a busy machine.
+    The viewer draws before all data have come, and lays its panes out anew when the layout comes, later on a busy
+    machine.
     """
     deadline = time.monotonic() + PATIENCE_S
     before = None
@@ -99,8 +101,8 @@ def test_the_viewer_shows_prediction_truth_and_difference_side_by_side(chromium)
     with web_view(port=0, data_port=0) as web, recording() as rec:
         rec.connect_grpc(web.data_url)
         log = RerunLog(rec)
-        for step in range(3):
-            log.add(moment(step))
+        for frame in RenderingSource(Frames(*map(moment, range(3))), 64):
+            log.add(frame)
         with open_page(chromium, web.url) as browser:
             browser.handle.wait_for_selector("body[data-state=ready]", timeout=PATIENCE_S * 1000)
             seen = wait_for_panes(browser)
@@ -113,7 +115,11 @@ def test_the_viewer_shows_prediction_truth_and_difference_side_by_side(chromium)
             assert seen["bus in truth"] < 0.4 * seen["bus in prediction"]
             picture = browser.picture()
             # The cameras' grey pictures are above.
-            assert share(picture[: picture.shape[0] // 2], (90, 90, 90)) > 0.1
+            above = picture[: picture.shape[0] // 2]
+            assert share(above, (90, 90, 90)) > 0.1
+            # Beside them is what the answer looks like from there.
+            assert share(above, YELLOW) > 0.006
+            assert share(above, PURPLE) > 0.01
             assert browser.errors == []
             hosts = {url.split("/")[2].split(":")[0] for url in browser.requests}
             assert hosts == {"127.0.0.1"}

@@ -9,13 +9,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from nuscenes_tree import write_tree
-from view_cases import CAR, GRID, labels, moment, occupancy
+from view_cases import CAR, GRID, ROAD, Frames, labels, moment, occupancy, with_gaussians
 
 from fusionocc_core.cli import main
 from fusionocc_core.commands.view import recording
+from fusionocc_core.commands.view_predicting import PredictingSource, RenderingSource
+from fusionocc_core.commands.view_sources import SourceOptions, open_kind
+from fusionocc_core.data.pipeline import prepare
+from fusionocc_core.engine.rendered_views import ray_camera, render_view
 from fusionocc_core.grids import OCC3D_LABELS
+from fusionocc_core.presets import load_model
 from fusionocc_core.viz.export import write_volume
+from fusionocc_core.viz.gaussian_files import write_ply
 from fusionocc_core.viz.rerun_log import RerunLog
 from fusionocc_core.viz.web_view import web_view
 
@@ -86,12 +93,44 @@ class TestRerunLog:
         with pytest.raises(ValueError, match="no colour for cow"):
             RerunLog(stream, palette="nuscenes").add(farm)
 
-    def test_the_layout_changes_with_what_there_is(self):
+    def test_the_layout_grows_with_what_there_is_and_never_jumps_back(self):
         stream = Recorder()
         log = RerunLog(stream)
-        for frame in (moment(), moment(1), moment(2, truth=None), moment(3, prediction=None, latencies_s={})):
+        bare = moment(prediction=None, latencies_s={})
+        for frame, layouts in (
+            (bare, 1),
+            (replace(bare, notes=("CAM_LEFT: no message",)), 2),
+            (moment(1), 3),  # a camera that fails for a moment must not turn the user's view
+            (moment(2, truth=None, sensors=replace(moment().sensors, cameras=moment().sensors.cameras[:1])), 3),
+            (moment(3), 3),
+        ):
             log.add(frame)
-        assert stream.layouts == 3
+            assert stream.layouts == layouts
+
+    def test_what_is_gone_is_cleared(self):
+        stream = Recorder()
+        log = RerunLog(stream)
+        log.add(moment(notes=("CAM_LEFT: no message",)))
+        assert ("notes", "TextLog") in stream.take()
+        sensors = replace(moment().sensors, cameras=moment().sensors.cameras[:1], lidar=None)
+        log.add(moment(1, truth=None, boxes=(), sensors=sensors))
+        gone = {entity for entity, kind in stream.take() if kind == "Clear"}
+        assert gone == {
+            "world/ego/truth", "world/ego/difference", "world/ego/boxes", "world/ego/lidar", "world/cameras/CAM_BACK",
+        }  # fmt: skip
+        log.add(moment(2))
+        logged = dict(stream.take())
+        assert "Clear" not in logged.values()
+        assert {"world/ego/truth/car", "world/cameras/CAM_BACK", "world/ego/lidar"} <= set(logged)
+
+    def test_gaussians_and_what_the_answer_looks_like(self):
+        stream = Recorder()
+        (frame,) = RenderingSource(Frames(moment(prediction=with_gaussians())), 32)
+        RerunLog(stream).add(frame)
+        logged = dict(stream.logged)
+        assert logged["world/ego/gaussians"] == "Ellipsoids3D"
+        for camera in ("CAM_FRONT", "CAM_BACK"):
+            assert logged[f"rendered/{camera}/depth"] == logged[f"rendered/{camera}/classes"] == "Image"
 
     def test_a_recording_holds_it(self, tmp_path):
         from rerun.dataframe import load_recording
@@ -121,6 +160,57 @@ def predictions(tmp_path):
     return folder.parent
 
 
+class TestRendering:
+    def test_a_wall_is_where_the_camera_sees_it(self):
+        (frame,) = RenderingSource(Frames(moment(prediction=occupancy())), 64)
+        view = frame.rendered["CAM_FRONT"]
+        assert view.distance_HW.shape == view.labels_HW.shape == (36, 64)
+        # The car's rear is 3 m ahead of the middle, the camera 1 m; the ray leads down by 0.39 m a metre.
+        assert view.labels_HW[30, 32] == CAR
+        assert view.distance_HW[30, 32] == pytest.approx(2.0 * np.hypot(1, 0.39), abs=0.3)
+        assert view.labels_HW[-1, 0] == ROAD
+        assert (view.labels_HW[0] == OCC3D_LABELS.free).all()
+        assert np.isnan(view.distance_HW[0]).all()
+        assert CAR not in frame.rendered["CAM_BACK"].labels_HW
+
+    def test_voxels_in_the_lidars_frame_lie_where_the_lidar_is(self):
+        straight = moment(prediction=occupancy())
+        (expected,) = RenderingSource(Frames(straight), 32)
+        turn = np.array([[0, -1.0, 0], [1, 0, 0], [0, 0, 1]])
+        lidar2ego = np.eye(4)
+        lidar2ego[:3, :3] = turn.T
+        turned = replace(
+            occupancy(np.ascontiguousarray(np.rot90(labels(), 1, axes=(0, 1)))), grid=replace(GRID, frame="lidar")
+        )
+        sensors = replace(straight.sensors, lidar=replace(straight.sensors.lidar, lidar2ego=lidar2ego))
+        (found,) = RenderingSource(Frames(moment(prediction=turned, sensors=sensors)), 32)
+        for name, view in expected.rendered.items():
+            np.testing.assert_array_equal(found.rendered[name].labels_HW, view.labels_HW)
+            np.testing.assert_allclose(found.rendered[name].distance_HW, view.distance_HW, atol=1e-3)
+        blind = moment(prediction=turned, sensors=replace(sensors, lidar=None))
+        with pytest.raises(ValueError, match="without LiDAR does not say"):
+            list(RenderingSource(Frames(blind), 32))
+
+    def test_what_cannot_be_rendered_stays_as_it_is(self):
+        frames = (moment(prediction=None), moment(sensors=None))
+        assert [frame.rendered for frame in RenderingSource(Frames(*frames), 32)] == [{}, {}]
+
+    def test_a_networks_own_density_is_rendered(self, tmp_path):
+        write_tree(tmp_path, image_size=(96, 54))
+        model = load_model("uniocc-tiny")
+        source = open_kind(SourceOptions(source=str(tmp_path), limit=1))
+        (frame,) = PredictingSource(source, model, "cpu", render_width=16)
+        sensors = frame.sensors
+        with torch.inference_mode():
+            outputs = model(prepare(sensors, model.config.inputs, model.config.grid))
+        assert outputs.density is not None
+        expected = render_view(outputs, model.config, ray_camera(sensors.cameras[2]), sensors.ego2global, width=16)
+        found = frame.rendered[sensors.cameras[2].name]
+        np.testing.assert_array_equal(found.labels_HW, expected.labels_HW)
+        np.testing.assert_allclose(found.distance_HW, expected.distance_HW, atol=1e-4)
+        assert frame.latencies_s["network"] > 0
+
+
 class TestCommands:
     @pytest.fixture(autouse=True)
     def no_display(self, monkeypatch):
@@ -143,6 +233,22 @@ class TestCommands:
         assert reader.get(cv2.CAP_PROP_FRAME_COUNT) == 2
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.png", "a.rrd", "predictions"]
 
+    def test_gaussians_beside_the_volumes_are_shown(self, predictions, tmp_path, capsys):
+        before = self.picture(predictions, tmp_path / "before.png")
+        known = with_gaussians()
+        write_ply(predictions / "scene-1" / "3.ply", known.gaussians, known.label_set, "ego")
+        after = self.picture(predictions, tmp_path / "after.png")
+        assert np.abs(before.astype(int) - after).max(axis=2).mean() > 5  # a third view beside the others
+        strange = replace(known.gaussians, labels_G=np.full(len(known.gaussians), 77, np.uint8))
+        write_ply(predictions / "scene-1" / "3.ply", strange, replace(known.label_set, colors=((0, 0, 0),) * 18), "ego")
+        assert main(["view", str(predictions), "--screenshot", str(tmp_path / "no.png")]) == 2
+        assert "3.ply: class 77 is none of 'occ3d'" in self.said(capsys)
+
+    @staticmethod
+    def picture(source, path):
+        assert main(["view", str(source), "--limit", "1", "--screenshot", str(path)]) == 0
+        return cv2.imread(str(path))
+
     def test_a_data_set(self, tmp_path, capsys):
         write_tree(tmp_path / "data")
         assert main(["view", str(tmp_path / "data"), "--start", "1", "--screenshot", str(tmp_path / "a.png")]) == 0
@@ -161,6 +267,7 @@ class TestCommands:
             (["{empty}", "--web"], "cannot be shown; expected a data set"),
             (["{there}", "--web", "--palette", "rainbow"], "--palette rainbow: expected one of fusionocc"),
             (["{there}", "--web", "--limit", "0"], "--limit 0: expected at least 1"),
+            (["{there}", "--web", "--render", "--render-width", "1"], "--render-width 1: expected at least 2 rays"),
             (["{there}", "--web", "--scene", "scene-9"], "no volume of scene scene-9"),
             (["{there}", "--web", "--data", "no/such/data"], "no/such/data: the data set"),
             (["{there}", "--web", "--bind", "203.0.113.7"], "--bind 203.0.113.7"),

@@ -1,8 +1,11 @@
 """A made-up moment with everything in it; its prediction is wrong in ways that are known."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from fusionocc_core.data.nuscenes_tables import Box
+from fusionocc_core.gaussians import GaussianCloud
 from fusionocc_core.geometry import rotation_from_yaw
 from fusionocc_core.grids import OCC3D_LABELS, VoxelGrid
 from fusionocc_core.metrics.truth import OccupancyTruth
@@ -27,6 +30,20 @@ def occupancy(volume=None, **kwargs) -> Occupancy:
     return Occupancy(
         labels=labels() if volume is None else volume, grid=GRID, label_set=OCC3D_LABELS, stamp_ns=10**9, **kwargs
     )
+
+
+def with_gaussians() -> Occupancy:
+    """The same, made of Gaussians: one in every tenth voxel."""
+    solid = occupancy()
+    voxels = solid.occupied()[::10]
+    cloud = GaussianCloud(
+        means_G3=GRID.centers(voxels).astype(np.float32),
+        scales_G3=np.full((len(voxels), 3), 0.4, np.float32),
+        rotations_G4=np.tile(np.array([1, 0, 0, 0], np.float32), (len(voxels), 1)),
+        opacities_G=np.full(len(voxels), 0.9, np.float32),
+        labels_G=solid.labels[tuple(voxels.T)],
+    )
+    return replace(solid, gaussians=cloud)
 
 
 def camera(name="CAM_FRONT", yaw=0.0, size=(180, 320)) -> CameraImage:
@@ -87,3 +104,15 @@ def moment(step=0, **changes) -> ViewFrame:
         "latencies_s": {"network": 0.05, "total": 0.07},
     }
     return ViewFrame(**{**values, **changes})
+
+
+class Frames:
+    """Stands in for a source."""
+
+    name = "frames"
+
+    def __init__(self, *frames: ViewFrame) -> None:
+        self.frames, self.total = frames, len(frames)
+
+    def __iter__(self):
+        return iter(self.frames)
