@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import fusionocc_core
+from fusionocc_core.memory import keep_freed_memory
 
 COMMANDS = ("presets", "predict", "render", "prepare", "label", "simulate", "robustness", "export", "view", "video")
 """Modules of fusionocc_core.commands; other packages add theirs through the entry points ``fusionocc.commands``."""
@@ -33,7 +34,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `fusionocc`."""
+    """Run `fusionocc`.
+
+    Args:
+        arguments: None takes those of the process, whose memory is then arranged for networks.
+    """
+    if arguments is None:
+        keep_freed_memory()
     return run_command(make_parser(), arguments)
 
 

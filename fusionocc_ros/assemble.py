@@ -126,8 +126,9 @@ class Assembler:
     def _ring(self, depth: int) -> KeyframeRing[Any]:
         return KeyframeRing(spacing_ns=round(self._parameters.keyframe_spacing * 1e9), depth=depth)
 
-    def remember(self, *, camera_history: int, lidar_history: int) -> None:
-        """Say how many earlier keyframes the network wants."""
+    def serve(self, *, camera_history: int, lidar_history: int, least_width: int) -> None:
+        """Say how many earlier keyframes the network wants, and how small pictures may be decoded (0: not smaller)."""
+        self._read_camera.least_width = least_width
         self.camera_history, self.lidar_history = self._ring(camera_history), self._ring(lidar_history)
 
     def forget(self) -> None:

@@ -47,13 +47,16 @@ def message_bytes(data: Any) -> NDArray[np.uint8]:
     return np.frombuffer(data, dtype=np.uint8)
 
 
-def picture_to_rgb(message: Image | CompressedImage, *, name: str, decoder: str = "builtin") -> NDArray[np.uint8]:
+def picture_to_rgb(
+    message: Image | CompressedImage, *, name: str, decoder: str = "builtin", least_width: int = 0
+) -> NDArray[np.uint8]:
     """RGB picture (H, W, 3) uint8 of an Image or CompressedImage.
 
     Args:
         message: the picture.
         name: the camera, for messages.
         decoder: "builtin", or "cv_bridge" for encodings that only it knows (needs a ROS installation).
+        least_width: see pictures.decode_compressed; 0: whole pictures.
 
     Raises:
         DropFrame: unknown encoding, truncated or damaged data.
@@ -61,7 +64,8 @@ def picture_to_rgb(message: Image | CompressedImage, *, name: str, decoder: str 
     if decoder == "cv_bridge":
         return _cv_bridge_to_rgb(message, name)
     if isinstance(message, CompressedImage):
-        return pictures.decode_compressed(message_bytes(message.data), image_format=message.format, name=name)
+        data = message_bytes(message.data)
+        return pictures.decode_compressed(data, image_format=message.format, name=name, least_width=least_width)
     return pictures.decode_raw(
         message_bytes(message.data),
         height=message.height,
@@ -70,6 +74,14 @@ def picture_to_rgb(message: Image | CompressedImage, *, name: str, decoder: str 
         encoding=message.encoding,
         name=name,
     )
+
+
+def picture_size(message: Image | CompressedImage) -> tuple[int, int]:
+    """(height, width) of the whole picture, as its header says; zeros where a CompressedImage has no such header."""
+    if isinstance(message, CompressedImage):
+        width, height = pictures.size_in_header(message_bytes(message.data).tobytes())
+        return height, width
+    return int(message.height), int(message.width)
 
 
 def _cv_bridge_to_rgb(message: Image | CompressedImage, name: str) -> NDArray[np.uint8]:

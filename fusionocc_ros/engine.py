@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,11 @@ from fusionocc_core.structures import Occupancy, SensorFrame
 from fusionocc_ros.assemble import Needs
 from fusionocc_ros.model_hash import artefact_hash, weights_hash
 from fusionocc_ros.parameters import AUTO, TORCH, NodeParameters
+
+QUICK_GIGA_MACS = 30.0
+"""Thousands of millions of multiply-adds that a CPU does in a second or two."""
+OPENCV = "opencv"
+"""InputConfig.resampling of networks that need no pixel-exact copy of an official pipeline."""
 
 if TYPE_CHECKING:
     from fusionocc_core.export.model import ExportedModel
@@ -26,6 +32,8 @@ class Engine:
     """Earlier keyframes of pictures."""
     lidar_history: int = 0
     """Earlier keyframes of sweeps."""
+    least_width: int = 0
+    """Columns that pictures must have, where larger ones may be decoded at a fraction of their size; 0: never."""
     needs_camera: bool = True
     """It cannot work on the LiDAR alone."""
     needs_lidar: bool = True
@@ -49,6 +57,7 @@ def load_engine(parameters: NodeParameters) -> Engine:
     from fusionocc_core import Predictor, load_model
     from fusionocc_core.export.model import ExportedModel
     from fusionocc_core.presets import FRESH_SEED
+    from fusionocc_core.warm_up import warm_up
 
     if parameters.num_threads:
         torch.set_num_threads(parameters.num_threads)
@@ -56,12 +65,15 @@ def load_engine(parameters: NodeParameters) -> Engine:
     model = _exported(parameters) or load_model(parameters.preset, checkpoint=parameters.checkpoint or None)
     predictor = Predictor(model, device=parameters.device, confidence=parameters.confidence)
     inputs = model.config.inputs
+    if is_quick(model.card.preset, predictor.device.type):
+        warm_up(predictor, cameras=len(parameters.camera_names), lidar=bool(parameters.lidars))
     digest = artefact_hash(model.artefact) if isinstance(model, ExportedModel) else weights_hash(model.state_dict())
     return Engine(
         predict=predictor,
         num_cameras=inputs.num_cameras,
         camera_history=inputs.camera_history,
         lidar_history=inputs.lidar_history,
+        least_width=inputs.image_size[1] if inputs.resampling == OPENCV else 0,
         needs_camera=not inputs.presence_masks,
         needs_lidar=not inputs.presence_masks,
         model=model.card.preset,
@@ -69,6 +81,13 @@ def load_engine(parameters: NodeParameters) -> Engine:
         device=model.runtime.name if isinstance(model, ExportedModel) else str(predictor.device),
         model_hash=digest,
     )
+
+
+def is_quick(preset: str, device: str) -> bool:
+    """Whether a network takes seconds at most for a frame, so that it may do some before the first one comes."""
+    from fusionocc_core.models.multiplications import GIGA_MACS
+
+    return device != "cpu" or GIGA_MACS.get(preset, math.inf) <= QUICK_GIGA_MACS
 
 
 def _exported(parameters: NodeParameters) -> ExportedModel | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,14 @@ class Lens:
     model: str = ""
     distortion: tuple[float, ...] = ()
     """Coefficients that are still to be removed from the picture; empty for none."""
+
+
+def lens_of_reduced(lens: Lens, whole: tuple[int, int], size: tuple[int, int]) -> Lens:
+    """The lens behind a picture of ``size`` (height, width) that was decoded at a fraction of ``whole``.
+
+    Pixel centres count as they do in the picture: for ``undistort``, and for nothing else (see scale_intrinsics).
+    """
+    return lens if size == whole else replace(lens, intrinsics=_scaled(lens.intrinsics, whole, size, "a reduced one"))
 
 
 def choose_lens(calibration: Calibration, *, size: tuple[int, int], policy: str, name: str) -> Lens:

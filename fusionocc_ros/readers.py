@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionocc_core.data.nuscenes import scale_intrinsics
 from fusionocc_core.structures import CameraImage, LidarSweep
 from fusionocc_ros.causes import NO_CAMERA_INFO, NO_TRANSFORM, DropFrame
 from fusionocc_ros.clouds import BeamLayout, Cloud
-from fusionocc_ros.convert import camera_info_to_lens, cloud_to_points, picture_to_rgb
+from fusionocc_ros.convert import camera_info_to_lens, cloud_to_points, picture_size, picture_to_rgb
 from fusionocc_ros.deskew import bring_points
 from fusionocc_ros.ego_motion import EgoMotion, Source
-from fusionocc_ros.lenses import Lens, choose_lens
+from fusionocc_ros.lenses import Lens, choose_lens, lens_of_reduced
 from fusionocc_ros.parameters import CameraParameters, LidarParameters, NodeParameters
 from fusionocc_ros.pictures import undistort
 from fusionocc_ros.rig import Rig
@@ -130,6 +131,8 @@ class CameraReader:
     ) -> None:
         self.frames: dict[str, str] = {}
         """Optical frame of each camera that was read."""
+        self.least_width = 0
+        """Columns below which no picture is decoded at a fraction of its size; 0: none is at all."""
         self._parameters = parameters
         self._cameras = {camera.name: camera for camera in parameters.cameras}
         self._infos = infos
@@ -145,17 +148,21 @@ class CameraReader:
             DropFrame: it cannot be used; says why, and what to do.
         """
         settings = self._cameras[camera]
-        image = picture_to_rgb(picture.item, name=camera, decoder=self._parameters.image_decoder)
-        info_frame, lens = self._lens(settings, (image.shape[0], image.shape[1]))
+        decoder = self._parameters.image_decoder
+        image = picture_to_rgb(picture.item, name=camera, decoder=decoder, least_width=self.least_width)
+        size = (image.shape[0], image.shape[1])
+        whole = picture_size(picture.item) if self.least_width else size
+        info_frame, lens = self._lens(settings, whole)
         if lens.distortion:
-            image = undistort(image, lens.intrinsics, lens.model, lens.distortion, name=camera)
+            seen = lens_of_reduced(lens, whole, size)
+            image = undistort(image, seen.intrinsics, seen.model, seen.distortion, name=camera)
         mount = self._rig.cameras.get(camera) if self._rig else None
         named = settings.frame_id or (mount.frame_id if mount else "") or picture.item.header.frame_id or info_frame
         self.frames[camera] = named
         return CameraImage(
             name=camera,
             image=image,
-            intrinsics=lens.intrinsics,
+            intrinsics=scale_intrinsics(lens.intrinsics, size[1] / whole[1]),
             cam2ego=self._mounts.sensor2base(camera, named, picture.stamp_ns, f"cameras.{camera}.frame_id"),
             ego2global=self._motion.base2fixed(source, picture.stamp_ns),
             stamp_ns=picture.stamp_ns,

@@ -68,7 +68,11 @@ class Work:
         self._publishing = threading.Lock()
         self._active = False
         self._generation = 0
-        assembler.remember(camera_history=engine.camera_history, lidar_history=engine.lidar_history)
+        assembler.serve(
+            camera_history=engine.camera_history,
+            lidar_history=engine.lidar_history,
+            least_width=engine.least_width if parameters.reduce_pictures else 0,
+        )
         self._worker: LatestWorker[_Task] = LatestWorker(self._run, self._overtaken, name="fusionocc")
 
     @property

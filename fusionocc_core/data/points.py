@@ -129,7 +129,7 @@ def depth_maps(sweep: LidarSweep, cameras: Sequence[CameraImage], aug_N44: Tenso
     if not cameras:
         return torch.zeros(0, height, width)
     lidar2image_N44 = torch.stack([_lidar2image(sweep, camera, inputs.float32_poses) for camera in cameras])
-    # Coordinates first: products of 3 x 3 matrices with short wide ones are eight times as quick as with long thin ones.
+    # Coordinates first: a 3 x 3 matrix times a wide one is eight times as quick as a long thin one times it.
     xyz_3P = torch.tensor(sweep.points[:, :3].T)
     uvz_N3P = lidar2image_N44[:, :3, :3] @ xyz_3P + lidar2image_N44[:, :3, 3:]
     depth_NP = uvz_N3P[:, 2].clone()

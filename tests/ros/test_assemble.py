@@ -64,7 +64,7 @@ def frames_of(bag: Path, *, raw: bool = False, history: int = 0) -> list[SensorF
     now = 0
     sync: LidarAnchoredSync[Any] = LidarAnchoredSync(parameters.sync_config(), lambda: now)
     assembler = Assembler(parameters, infos, transforms, motion, None)
-    assembler.remember(camera_history=history, lidar_history=history)
+    assembler.serve(camera_history=history, lidar_history=history, least_width=0)
     by_topic = {c.image_topic: c.name for c in cameras} | {c.info_topic: c.name for c in cameras}
     sets, frames = [], []
     for topic, message in messages(bag):

@@ -12,6 +12,24 @@ NOISE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 WHOLE = {kind: cv2.imencode(f".{kind}", NOISE)[1].tobytes() for kind in ("jpg", "png")}
 
 
+def test_pictures_are_decoded_at_the_largest_fraction_that_is_wide_enough() -> None:
+    rows, columns = np.mgrid[:96, :160]
+    whole = np.stack([rows, columns, rows + columns // 2], axis=-1).astype(np.uint8)
+    data = np.frombuffer(cv2.imencode(".jpg", whole[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes(), np.uint8)
+
+    def decoded(least_width: int, content: np.ndarray = data) -> np.ndarray:
+        return decode_compressed(content, image_format="jpeg", name="CAM", least_width=least_width)
+
+    widths = {0: 160, 161: 160, 160: 160, 81: 160, 80: 80, 40: 40, 20: 20, 1: 20}
+    assert {least: decoded(least).shape[1] for least in widths} == widths
+    mean = whole.reshape(48, 2, 80, 2, 3).mean(axis=(1, 3))
+    assert np.abs(decoded(80) - mean).max() < 4
+    png = np.frombuffer(cv2.imencode(".png", whole)[1].tobytes(), np.uint8)
+    assert decoded(20, png).shape == (96, 160, 3)
+    odd = np.frombuffer(cv2.imencode(".jpg", whole[:95])[1].tobytes(), np.uint8)
+    assert decoded(20, odd).shape == (95, 160, 3)
+
+
 def with_preview(data):
     """With a small JPEG of its own in a segment, as cameras write it."""
     preview = cv2.imencode(".jpg", NOISE[:16, :16])[1].tobytes()

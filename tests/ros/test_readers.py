@@ -254,9 +254,9 @@ def test_what_never_comes_is_waited_for_once_a_second_only() -> None:
 
 def test_keyframes_with_the_old_place_of_a_sensor_are_forgotten_when_it_is_corrected() -> None:
     with bench() as b:
-        b.assembler.remember(camera_history=1, lidar_history=1)
+        b.assembler.serve(camera_history=1, lidar_history=1, least_width=0)
         b.assembler._parameters = replace(b.assembler._parameters, keyframe_spacing=0.1)
-        b.assembler.remember(camera_history=1, lidar_history=1)
+        b.assembler.serve(camera_history=1, lidar_history=1, least_width=0)
         histories = []
         for k in range(5):
             if k == 3:
@@ -299,3 +299,30 @@ def test_the_network_that_ships_works_on_the_lidar_alone_and_on_cameras_alone() 
         for frame in (replace(whole, cameras=()), replace(whole, lidar=None)):
             occupancy = engine.predict(frame)
             assert (occupancy.labels != occupancy.label_set.unknown).any()
+
+
+def test_pictures_of_a_reduced_size_show_the_same_directions() -> None:
+    with bench() as b:
+        whole = b.assembler.assemble(b.moment()).frame.cameras[0]
+        b.assembler.serve(camera_history=0, lidar_history=0, least_width=whole.image.shape[1] // 2)
+        half = b.assembler.assemble(b.moment()).frame.cameras[0]
+        assert half.image.shape == (whole.image.shape[0] // 2, whole.image.shape[1] // 2, 3)
+        np.testing.assert_allclose(half.intrinsics, np.diag([0.5, 0.5, 1]) @ whole.intrinsics)
+        # A calibration that does not say for which size it is belongs to the pictures as they came.
+        b.infos.put(whole.name, camera_info(whole.name, height=0, width=0))
+        unsaid = b.assembler.assemble(b.moment()).frame.cameras[0]
+        np.testing.assert_allclose(unsaid.intrinsics, half.intrinsics)
+
+
+def test_distortion_is_taken_out_of_reduced_pictures_as_out_of_whole_ones() -> None:
+    with bench(distortion="undistort") as b:
+        bent = camera_info(OFFICIAL_CAMERAS[0], d=[-0.3, 0.1, 0.0, 0.0, 0.0])
+        b.infos.put(OFFICIAL_CAMERAS[0], bent)
+        whole = b.assembler.assemble(b.moment()).frame.cameras[0].image.astype(float)
+        b.assembler.serve(camera_history=0, lidar_history=0, least_width=whole.shape[1] // 2)
+        half = b.assembler.assemble(b.moment()).frame.cameras[0].image.astype(float)
+    mean = whole.reshape(whole.shape[0] // 2, 2, whole.shape[1] // 2, 2, 3).mean(axis=(1, 3))
+    inner = (slice(3, -3), slice(3, -3))
+    assert np.abs(half - mean)[inner].max() < 6
+    plain = np.diff(mean[8], axis=0)[:, 0]
+    assert np.ptp(plain) > 0.3  # the ramp is bent, so that it shows
