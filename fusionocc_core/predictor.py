@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from fusionocc_core.gaussians import cloud_of
 from fusionocc_core.grids import LabelSet, VoxelGrid
 from fusionocc_core.layers.bfloat16 import cpu_multiplies_bfloat16, with_bfloat16_parts
 from fusionocc_core.layers.folding import fold_batch_norms
+from fusionocc_core.layers.swin_inference import swin_for_inference
 from fusionocc_core.models.panoptic import decode_instances
 from fusionocc_core.structures import Batch, InputConfig, LabelOutputs, Occupancy, Outputs, SensorFrame, Timings
 
@@ -67,11 +68,19 @@ class HasBfloat16Parts(Protocol):
     def bfloat16_parts(self) -> tuple[str, ...]: ...  # noqa: D102
 
 
+@runtime_checkable
+class KeepsPictures(Protocol):
+    """A network that need not look at the pictures of an earlier keyframe again. The answer is the same."""
+
+    def next_keyframe(self, batch: Batch, kept: Any) -> tuple[Outputs, Any]:
+        """The answer, and what to pass with the next keyframe; None at the start."""
+
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def network_for_inference(model: OccupancyModel, device: torch.device, precision: str) -> OccupancyModel:
-    """A copy of a network that computes the same faster: folded norms, and bfloat16 where that pays.
+    """A copy of a network that computes the same faster: folded norms, Swin blocks for CPUs, bfloat16 where that pays.
 
     An exported network is given back as it is.
 
@@ -93,6 +102,8 @@ def network_for_inference(model: OccupancyModel, device: torch.device, precision
             "use 'auto' or 'float32'"
         )
     network = fold_batch_norms(model) if isinstance(model, torch.nn.Module) else model
+    if device.type == "cpu" and isinstance(network, torch.nn.Module):
+        network = swin_for_inference(network)
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cpu" and cpu_multiplies_bfloat16())
     if wanted and isinstance(network, torch.nn.Module) and isinstance(network, HasBfloat16Parts):
         return with_bfloat16_parts(network, network.bfloat16_parts)
@@ -169,7 +180,7 @@ class Predictor:
     Two calls with the same frame give the same answer: where a preset thins points at random, every call draws anew
     from ``seed``. What runs is a copy of the network with the weights as they are now (network_for_inference). One that
     can label voxels without making all scores (LabelsDirectly) is asked for that; the time of the decoding is then part
-    of the network's.
+    of the network's. One that can keep what it saw in the pictures of a keyframe for the next (KeepsPictures) does.
 
     Args:
         model: a network from load_model, or an exported one from load_exported.
@@ -193,9 +204,13 @@ class Predictor:
         self.confidence = confidence
         self.seed = seed
         self._network = network_for_inference(self.model, self.device, precision)
+        self._kept: Any = None
 
     def _run(self, batch: Batch) -> Outputs | LabelOutputs:
         network = self._network
+        if isinstance(network, KeepsPictures):
+            outputs, self._kept = network.next_keyframe(batch, self._kept)
+            return outputs
         return (
             network.label(batch, confidence=self.confidence) if isinstance(network, LabelsDirectly) else network(batch)
         )

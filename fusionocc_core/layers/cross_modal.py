@@ -126,6 +126,10 @@ class AtrousBranch(nn.Module):
         """(B, C, h, w) to (B, channels, h, w)."""
         return torch.relu(self.bn(self.atrous_conv(x_BChw)))
 
+    def norm_pairs(self) -> list[tuple[tuple[str, ...], str]]:
+        """For folding: the norm takes the convolution's result."""
+        return [(("atrous_conv",), "bn")]
+
 
 class AsppConfig(Protocol):
     """What the pyramid reads of the config of the network that it is part of."""

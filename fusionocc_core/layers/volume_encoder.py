@@ -105,6 +105,10 @@ def mix_channels(x_BCZYX: Tensor, weight_OC: Tensor, bias_O: Tensor | None = Non
     return F.linear(x_BCZYX.permute(0, 2, 3, 4, 1), weight_OC, bias_O).permute(0, 4, 1, 2, 3)
 
 
+SLICE = 10
+"""Voxels along X whose classes are found at a time: of Occ3D's grid, a twentieth."""
+
+
 class OccupancyHead(nn.Sequential):
     """Class scores of every voxel: two linear layers with a Softplus between. Turns Z Y X into the public X Y Z."""
 
@@ -114,6 +118,13 @@ class OccupancyHead(nn.Sequential):
         )
 
     def forward(self, volume_BCZYX: Tensor) -> Tensor:
-        """(B, C, Z, Y, X) to logits (B, K, X, Y, Z), contiguous with the classes last."""
-        logits_BXYZK = super().forward(volume_BCZYX.permute(0, 4, 3, 2, 1))
-        return logits_BXYZK.permute(0, 4, 1, 2, 3)
+        """(B, C, Z, Y, X) to logits (B, K, X, Y, Z), contiguous with the classes last.
+
+        Without gradients, slices along X come one after the other: what lies between the layers is the largest tensor
+        of the whole network.
+        """
+        volume_BXYZC = volume_BCZYX.permute(0, 4, 3, 2, 1)
+        if torch.is_grad_enabled():
+            return super().forward(volume_BXYZC).permute(0, 4, 1, 2, 3)
+        slices = [super(OccupancyHead, self).forward(part) for part in volume_BXYZC.split(SLICE, dim=1)]
+        return torch.cat(slices, dim=1).permute(0, 4, 1, 2, 3)

@@ -19,6 +19,7 @@ from fusionocc_core.layers.cross_modal import CrossModalNet, DepthSegConfig, Dep
 from fusionocc_core.layers.image_backbones import ImageBackboneConfig, make_image_backbone
 from fusionocc_core.layers.image_necks import FpnLss, FpnLssConfig
 from fusionocc_core.layers.lidar_encoder import LidarEncoderConfig, SparseLidarEncoder
+from fusionocc_core.layers.swin_inference import SwinInferenceBlock
 from fusionocc_core.layers.view_transform import (
     Cameras,
     Lift,
@@ -110,6 +111,41 @@ class FusionOccConfig:
         return self.num_frames * self.depth_seg.feature_channels + self.lidar.out_channels
 
 
+BFLOAT16_PARTS = (
+    "img_neck",
+    *(f"img_view_transformer.{part}" for part in ("depth_encoder", "img_reduce_conv", "cross_model_fusion.fuse_conv")),
+    "img_view_transformer.further_fuse",
+    *(f"img_view_transformer.depth_seg_net.reduce_conv_{branch}" for branch in ("depth", "seg", "context")),
+    *(f"img_view_transformer.depth_seg_net.depth_conv.{number}" for number in range(3)),
+    *(f"img_view_transformer.depth_seg_net.{branch}_conv" for branch in ("seg", "context")),
+    "pre_process_net",
+    "img_bev_encoder_backbone",
+    "img_bev_encoder_neck",
+    "final_conv",
+)
+"""Parts behind the image backbone that may compute in bfloat16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptPictures:
+    """Pictures and what the backbone and neck made of them, for the keyframes after (``FusionOcc.next_keyframe``)."""
+
+    images_BTNCHW: Tensor
+    """Newest first; as many frames as the network looks back."""
+    features: tuple[Tensor, ...]
+    """(B, N, C, h, w) of each of these frames."""
+
+    def known(self, images_BTNCHW: Tensor) -> dict[int, Tensor]:
+        """Features (B * N, C, h, w) of those earlier frames (1, 2, ...) of a batch whose pictures are all kept here."""
+        found = {}
+        for time in range(1, images_BTNCHW.shape[1]):
+            for kept, features_BNChw in enumerate(self.features):
+                if torch.equal(images_BTNCHW[:, time], self.images_BTNCHW[:, kept]):
+                    found[time] = features_BNChw.flatten(0, 1)
+                    break
+        return found
+
+
 class FusionOcc(OccupancyNetwork):
     """Pictures and LiDAR depth are fused in the picture, lifted into voxels, and fused there with LiDAR features."""
 
@@ -147,26 +183,85 @@ class FusionOcc(OccupancyNetwork):
             ValueError: the batch holds no camera, or another number of frames or another picture size than configured.
         """
         self._check(batch)
-        volumes = []
+        return self._run(batch, {})[0]
+
+    @torch.no_grad()
+    def next_keyframe(self, batch: Batch, kept: KeptPictures | None) -> tuple[Outputs, KeptPictures]:
+        """As ``forward``, and the same answer, but earlier pictures that are kept are not looked at again.
+
+        What is kept is compared with the pictures of the batch, number by number: after a skipped keyframe, with other
+        cameras or another drive, nothing fits, and everything is computed. Poses, points, measured depth and
+        augmentation always come from the batch, so that the vehicle and the grid may move as they like.
+
+        Args:
+            batch: as for ``forward``, with its earlier keyframes.
+            kept: what the previous call returned; None at the start. It must be forgotten when the weights change.
+
+        Returns:
+            The answer, and what to pass with the next keyframe.
+
+        Raises:
+            ValueError: as ``forward``; or the network is in training mode, or what is kept is another network's.
+        """
+        self._check(batch)
+        self._check_kept(kept)
+        outputs, features = self._run(batch, {} if kept is None else kept.known(batch.images_BTNCHW))
+        earlier = self.config.num_frames - 1
+        shape_BN = batch.depth_BNHW.shape[:2]
+        return (
+            outputs,
+            KeptPictures(
+                images_BTNCHW=batch.images_BTNCHW[:, :earlier].clone(),  # the batch's own may be written over
+                features=tuple(features_BChw.unflatten(0, shape_BN) for features_BChw in features[:earlier]),
+            ),
+        )
+
+    @property
+    def bfloat16_parts(self) -> tuple[str, ...]:
+        """What may compute in bfloat16.
+
+        Not the numbers of the cameras, the layers that choose depths and classes, the lift, and the sparse
+        convolutions.
+        """
+        blocks = [name for name, part in self.img_backbone.named_modules() if isinstance(part, SwinInferenceBlock)]
+        if not blocks:
+            return "img_backbone", *BFLOAT16_PARTS
+        merging = [name for name, _ in self.img_backbone.named_modules() if name.endswith("downsample.reduction")]
+        inside = [f"{name}.products" for name in blocks] + merging
+        return *(f"img_backbone.{name}" for name in inside), *BFLOAT16_PARTS
+
+    def _run(self, batch: Batch, known: Mapping[int, Tensor]) -> tuple[Outputs, list[Tensor]]:
+        """The answer, and the features of the pictures of all frames, newest first; ``known`` are those of some."""
+        volumes, features = [], []
         for time in reversed(range(self.config.num_frames)):  # oldest first: the order of the channels
             learn = torch.is_grad_enabled() and (time == 0 or self.config.history_gradient)
             with torch.set_grad_enabled(learn):
-                seen = self._see(batch, time)
+                features.append(known[time] if time in known else self._features(batch, time))
+                seen = self._see(batch, time, features[-1])
                 volumes.append(self._to_volume(seen, cameras_at(batch, time)))
-        volumes.append(self.lidar_encoder(batch.points))
+        volumes.append(self.lidar_encoder(batch.points).to(volumes[0].dtype))
         maps = self.img_bev_encoder_backbone(torch.cat(volumes, dim=1))
         volume_BCZYX = self.final_conv(self.img_bev_encoder_neck(maps))
         shape_BN = batch.depth_BNHW.shape[:2]
-        return Outputs(
+        outputs = Outputs(
             logits_BKXYZ=self.predicter(volume_BCZYX),
             depth_logits_BNDhw=seen.depth_logits_BDhw.unflatten(0, shape_BN),
             seg_logits_BNKhw=seen.seg_logits_BKhw.unflatten(0, shape_BN),
         )
+        return outputs, features[::-1]
 
-    def _see(self, batch: Batch, time: int) -> DepthSegOutputs:
-        """Everything in the pictures of one frame; the cameras of all samples lie along the first axis."""
+    def _features(self, batch: Batch, time: int) -> Tensor:
+        """What backbone and neck make of the pictures of one frame; all samples' cameras lie along the first axis.
+
+        Without gradients a CPU takes one picture after the other: less memory, and what it works on stays in its cache.
+        """
         images_BCHW = batch.images_BTNCHW[:, time].flatten(0, 1)
-        features_BChw = self.img_neck(*self.img_backbone(images_BCHW))
+        alone = images_BCHW.device.type == "cpu" and not torch.is_grad_enabled() and not self.training
+        parts = images_BCHW.split(1) if alone else (images_BCHW,)
+        return torch.cat([self.img_neck(*self.img_backbone(part)) for part in parts])
+
+    def _see(self, batch: Batch, time: int, features_BChw: Tensor) -> DepthSegOutputs:
+        """Depth, segmentation and features to be lifted, of the pictures of one frame."""
         depth_BNHW = batch.depth_BNHW
         if time > 0 and self.config.history_depth == "none":
             depth_BNHW = torch.zeros_like(depth_BNHW)
@@ -189,6 +284,17 @@ class FusionOcc(OccupancyNetwork):
             raise ValueError(
                 f"FusionOcc: the batch holds {frames} frames of {cameras} pictures of {size} pixels; this network "
                 f"takes {self.config.num_frames} frames of at least one picture of {self.config.inputs.image_size}"
+            )
+
+    def _check_kept(self, kept: KeptPictures | None) -> None:
+        if self.training:
+            raise ValueError("FusionOcc.next_keyframe: the network is in training mode; call eval() on it first")
+        channels, frames = self.config.image_neck.channels, self.config.num_frames - 1
+        found = [] if kept is None else [features_BNChw.shape[2] for features_BNChw in kept.features]
+        if kept is not None and found != [channels] * frames:
+            raise ValueError(
+                f"FusionOcc.next_keyframe: kept features have {found} channels, expected {frames} frames of "
+                f"{channels}: they are another network's; start with kept=None"
             )
 
     @classmethod
