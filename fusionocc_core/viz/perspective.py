@@ -132,13 +132,30 @@ class Canvas:
 
     def paint(self, faces: Faces, through: float = 0.0) -> None:
         """Draw faces over what is there already, where they are nearer; elsewhere blend them in by ``through``."""
-        ids = self._face_of_pixel(faces)
-        v, u = np.nonzero(ids)
-        depth_Q, color_Q3 = self._shade(faces, ids[v, u] - 1, u, v)
-        before_Q = self.depth[v, u]
-        weight_Q1 = np.where(depth_Q < before_Q, np.float32(1), np.float32(through))[:, None]
-        self.picture[v, u] = weight_Q1 * color_Q3 + (1 - weight_Q1) * self.picture[v, u]
-        self.depth[v, u] = np.minimum(depth_Q, before_Q)
+        ids = self._face_of_pixel(faces).reshape(-1)
+        pixel_Q = np.flatnonzero(ids)
+        face_Q = ids[pixel_Q] - 1
+        axis_Q = faces.axis_F[face_Q]
+        for axis in range(3):
+            of_axis = np.flatnonzero(axis_Q == axis)
+            self._paint_pixels(pixel_Q[of_axis], face_Q[of_axis], axis, faces, through)
+
+    def _paint_pixels(
+        self, pixel_Q: NDArray[np.int64], face_Q: NDArray[np.int32], axis: int, faces: Faces, through: float
+    ) -> None:
+        depth_Q, color_Q3 = self._shade(pixel_Q, face_Q, axis, faces)
+        picture, depth = self.picture.reshape(-1, 3), self.depth.reshape(-1)
+        before_Q = depth[pixel_Q]
+        nearer_Q = depth_Q < before_Q
+        if through:
+            weight_Q1 = np.where(nearer_Q, np.float32(1), np.float32(through))[:, None]
+            color_Q3 = weight_Q1 * color_Q3 + (1 - weight_Q1) * picture[pixel_Q]
+            picture[pixel_Q] = color_Q3
+        elif nearer_Q.all():
+            picture[pixel_Q] = color_Q3
+        else:
+            picture[pixel_Q[nearer_Q]] = color_Q3[nearer_Q]
+        depth[pixel_Q] = np.minimum(depth_Q, before_Q)
 
     def _face_of_pixel(self, faces: Faces) -> NDArray[np.int32]:
         """(height, width) 1 + index of the face that each pixel shows, 0 for none."""
@@ -162,29 +179,30 @@ class Canvas:
         return ids
 
     def _shade(
-        self, faces: Faces, face_Q: NDArray[np.integer], u: NDArray[np.integer], v: NDArray[np.integer]
+        self, pixel_Q: NDArray[np.int64], face_Q: NDArray[np.int32], axis: int, faces: Faces
     ) -> tuple[Floats, Floats]:
-        """Depth (Q,) in metres and colour (Q, 3) of pixels (u, v), each on the plane of its face."""
-        rotation = self.rotation.astype(np.float32)
-        across = ((u + 0.5 - self.width / 2) / self.focal).astype(np.float32)
-        down = ((v + 0.5 - self.height / 2) / self.focal).astype(np.float32)
-        ray_3Q = rotation[0][:, None] * across + rotation[1][:, None] * down + rotation[2][:, None]
-        axis_Q, pixel_Q = faces.axis_F[face_Q], np.arange(len(face_Q))
-        start_F3 = faces.origin_F3 - self.eye.astype(np.float32)
-        depth_Q = start_F3[face_Q, axis_Q] / ray_3Q[axis_Q, pixel_Q]
+        """Depth (Q,) in metres and colour (Q, 3) of pixels, each on the plane of its face; all faces across an axis."""
+        rotation, eye, focal = self.rotation.astype(np.float32), self.eye.astype(np.float32), np.float32(self.focal)
+        v_Q, u_Q = np.divmod(pixel_Q.astype(np.int32), np.int32(self.width))
+        across_Q = (u_Q.astype(np.float32) + np.float32(0.5 - self.width / 2)) / focal
+        down_Q = (v_Q.astype(np.float32) + np.float32(0.5 - self.height / 2)) / focal
+
+        def ray(along: int) -> Floats:
+            return np.asarray(rotation[0, along] * across_Q + rotation[1, along] * down_Q + rotation[2, along])
+
+        depth_Q = (faces.origin_F3[:, axis] - eye[axis])[face_Q] / ray(axis)
         place = []
-        for tangent in (0, 1):
-            along_Q = TANGENTS[axis_Q, tangent]
-            on_face = ray_3Q[along_Q, pixel_Q] * depth_Q - start_F3[face_Q, along_Q]
-            place.append(np.clip(on_face / faces.extent_F3[face_Q, along_Q], 0, 1))
-        a, b = place
+        for along in TANGENTS[axis].tolist():
+            on_face_Q = ray(along) * depth_Q - (faces.origin_F3[:, along] - eye[along])[face_Q]
+            place.append(np.clip(on_face_Q / faces.extent_F3[:, along][face_Q], 0, 1))
+        a_Q, b_Q = place
         light_QC = faces.light_FC[face_Q]
-        light_Q = (light_QC[:, 0] * (1 - a) + light_QC[:, 1] * a) * (1 - b)
-        light_Q += (light_QC[:, 2] * (1 - a) + light_QC[:, 3] * a) * b
-        border = np.minimum(np.minimum(a, 1 - a), np.minimum(b, 1 - b))
-        line_Q = np.clip(1.5 - border / OUTLINE_WIDTH, 0, 1)
+        light_Q = (light_QC[:, 0] * (1 - a_Q) + light_QC[:, 1] * a_Q) * (1 - b_Q)
+        light_Q += (light_QC[:, 2] * (1 - a_Q) + light_QC[:, 3] * a_Q) * b_Q
+        border_Q = np.minimum(np.minimum(a_Q, 1 - a_Q), np.minimum(b_Q, 1 - b_Q))
+        line_Q = np.clip(1.5 - border_Q / OUTLINE_WIDTH, 0, 1)
         # Lines much thinner than a pixel would shimmer: small faces get the same darkness spread evenly.
-        edge_pixels_Q = faces.extent_F3[face_Q].max(axis=1) * np.float32(self.focal) / depth_Q
+        edge_pixels_Q = faces.extent_F3.max(axis=1)[face_Q] * focal / depth_Q
         near_Q = np.clip((edge_pixels_Q - 6) / 10, 0, 1)
         light_Q *= 1 - faces.outline_F[face_Q] * (near_Q * line_Q + (1 - near_Q) * 4 * OUTLINE_WIDTH)
         return depth_Q, faces.color_F3[face_Q] * light_Q[:, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,19 +95,41 @@ class Light:
 
 
 def light_volume(solid: NDArray[np.bool_], voxel_size: NDArray[np.float64]) -> Light:
-    """Light in every cell of a volume (X, Y, Z), by stepping the whole volume along a few directions at once."""
-    padded = np.pad(solid, 1)
-    size = voxel_size / voxel_size.min()
+    """Light in every cell of a volume (X, Y, Z), by stepping the whole volume along a few directions at once.
+
+    The last few volumes' light is kept: every volume is drawn from above and in perspective.
+    """
+    x, y, z = solid.shape
+    width, depth, height = (float(size) for size in voxel_size)
+    return _light(np.packbits(solid).tobytes(), (x, y, z), (width, depth, height))
+
+
+@lru_cache(maxsize=4)
+def _light(packed: bytes, shape: tuple[int, int, int], voxel_size: tuple[float, float, float]) -> Light:
+    solid = np.unpackbits(np.frombuffer(packed, np.uint8), count=int(np.prod(shape))).reshape(shape)
+    # Z first in memory: a volume is flat, and NumPy is quick along long rows only.
+    padded_ZXY = np.ascontiguousarray(np.pad(solid.astype(bool), 1).transpose(2, 0, 1))
+    size = np.asarray(voxel_size) / min(voxel_size)
     rise = np.arctan(1.0) * np.array([0.35, 1.1])
     around = np.arange(6) * np.pi / 3
     sky_directions = [
         np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)]) for e in rise for a in around + e
     ]
-    sky = np.mean([~_hidden(padded, d / size, SKY_STEPS) for d in sky_directions], axis=0, dtype=np.float32)
     suns = [np.array([SUN[0] + dx, SUN[1] + dy, SUN[2]]) for dx, dy in SUN_SPREAD]
-    sun = np.mean([~_hidden(padded, d / size, solid.shape[2]) for d in suns], axis=0, dtype=np.float32)
-    sky[padded], sun[padded] = 0.0, 0.0
+    sky = _share_open(padded_ZXY, [direction / size for direction in sky_directions], SKY_STEPS)
+    sun = _share_open(padded_ZXY, [direction / size for direction in suns], shape[2])
     return Light(sky=sky, sun=sun)
+
+
+def _share_open(solid_ZXY: NDArray[np.bool_], directions: list[NDArray[np.float64]], steps: int) -> NDArray[np.float32]:
+    """(X, Y, Z) in how many of the directions nothing solid is near, as a share; 0 in solid cells. Read only."""
+    count_ZXY = np.zeros(solid_ZXY.shape, np.uint8)
+    for direction in directions:
+        count_ZXY += ~_hidden(solid_ZXY, direction[[2, 0, 1]], steps)
+    count_ZXY[solid_ZXY] = 0
+    share = np.ascontiguousarray(count_ZXY.transpose(1, 2, 0)) / np.float32(len(directions))
+    share.setflags(write=False)
+    return share
 
 
 def _hidden(solid: NDArray[np.bool_], direction: NDArray[np.float64], steps: int) -> NDArray[np.bool_]:
