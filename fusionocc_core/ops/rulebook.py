@@ -39,6 +39,8 @@ class Rulebook:
     """Active voxels of the output volume."""
     out_shape: Shape3
     """Voxels of the output volume along x, y, z."""
+    centre: int | None
+    """The offset under which every voxel meets itself: all rows, in their order. None where there is none."""
 
     @cached_property
     def blocks(self) -> list[list[tuple[int, int, int]]]:
@@ -54,6 +56,11 @@ class Rulebook:
             [(k, cut[block], cut[block + 1]) for k, cut in enumerate(cuts) if cut[block] < cut[block + 1]]
             for block in range(len(edges) - 1)
         ]
+
+    @cached_property
+    def most_pairs(self) -> int:
+        """Of one offset in one block."""
+        return max((stop - start for block in self.blocks for _, start, stop in block), default=0)
 
     @cached_property
     def fill(self) -> float:
@@ -110,6 +117,7 @@ def submanifold_rulebook(volume: SparseVolume, kernel_size: Shape3) -> Rulebook:
         num_in=num_in,
         out_coords_M4=volume.coords_M4,
         out_shape=volume.shape,
+        centre=len(first_half),
     )
 
 
@@ -147,6 +155,7 @@ def strided_rulebook(volume: SparseVolume, kernel_size: Shape3, stride: Shape3, 
         num_in=len(b_M),
         out_coords_M4=coords_from_keys(out_keys_M, out_shape),
         out_shape=out_shape,
+        centre=None,
     )
 
 

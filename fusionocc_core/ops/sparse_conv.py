@@ -211,49 +211,68 @@ class _Convolution(torch.autograd.Function):
         several = not features_MI.is_cuda and torch.get_num_threads() > 1
         if several and rulebook.fill > PADDED_FILL:
             return _padded_gemm(features_MI, weight_KIO, rulebook.table)
-        out_rows = len(rulebook.out_coords_M4)
-        return _gather_gemm_scatter(features_MI, weight_KIO, rulebook, rulebook.in_rows, rulebook.out_rows, out_rows)
+        return _gather_gemm_scatter(features_MI, weight_KIO, rulebook)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_MO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         features_MI, weight_KIO = ctx.saved_tensors
-        rulebook: Rulebook = ctx.rulebook
-        grad_features_MI = grad_weight_KIO = None
-        if ctx.needs_input_grad[0]:
-            weight_KOI = weight_KIO.transpose(1, 2).contiguous()
-            grad_features_MI = _gather_gemm_scatter(
-                grad_MO, weight_KOI, rulebook, rulebook.out_rows, rulebook.in_rows, rulebook.num_in
-            )
-        if ctx.needs_input_grad[1]:
-            grad_weight_KIO = _weight_gradient(features_MI, grad_MO, weight_KIO, rulebook)
-        return grad_features_MI, grad_weight_KIO, None
+        of_features, of_weight, _ = ctx.needs_input_grad
+        # The gradient of a sum is a single number that only looks like rows.
+        gradients = _gradients(features_MI, grad_MO.contiguous(), weight_KIO, ctx.rulebook, of_features, of_weight)
+        return gradients[0] if of_features else None, gradients[1] if of_weight else None, None
 
 
-def _gather_gemm_scatter(
-    source_MI: Tensor,
-    weight_KIO: Tensor,
-    rulebook: Rulebook,
-    from_rows: tuple[Tensor, ...],
-    to_rows: tuple[Tensor, ...],
-    num_rows: int,
-) -> Tensor:
+def _gather_gemm_scatter(source_MI: Tensor, weight_KIO: Tensor, rulebook: Rulebook) -> Tensor:
     """Gather, multiply, add: one matrix product an offset and block. Half precision is summed in float32.
 
-    An output voxel meets an offset at most once, so no two additions of one call collide.
+    An output voxel meets an offset at most once, so no two additions of one call collide. The kernel's centre leads
+    from every voxel to itself: nothing to gather, and its product is what the others are added to.
     """
     sum_dtype = torch.promote_types(source_MI.dtype, torch.float32)
-    target_MO = source_MI.new_zeros(num_rows, weight_KIO.shape[2], dtype=sum_dtype)
-    most = max((stop - start for block in rulebook.blocks for _, start, stop in block), default=0)
-    gathered_RI = source_MI.new_empty(most, weight_KIO.shape[1])
-    product_RO = source_MI.new_empty(most, weight_KIO.shape[2])
+    centre = rulebook.centre
+    if centre is None:
+        target_MO = source_MI.new_zeros(len(rulebook.out_coords_M4), weight_KIO.shape[2], dtype=sum_dtype)
+    else:
+        target_MO = (source_MI @ weight_KIO[centre]).to(sum_dtype)
+    gathered_RI = source_MI.new_empty(rulebook.most_pairs, weight_KIO.shape[1])
+    product_RO = source_MI.new_empty(rulebook.most_pairs, weight_KIO.shape[2])
     for block in rulebook.blocks:
         for k, start, stop in block:
-            in_RI, out_RO = gathered_RI[: stop - start], product_RO[: stop - start]
-            torch.index_select(source_MI, 0, from_rows[k][start:stop], out=in_RI)
-            torch.mm(in_RI, weight_KIO[k], out=out_RO)
-            target_MO.index_add_(0, to_rows[k][start:stop], out_RO.to(sum_dtype))
+            if k != centre:
+                in_RI, out_RO = gathered_RI[: stop - start], product_RO[: stop - start]
+                torch.index_select(source_MI, 0, rulebook.in_rows[k][start:stop], out=in_RI)
+                torch.mm(in_RI, weight_KIO[k], out=out_RO)
+                target_MO.index_add_(0, rulebook.out_rows[k][start:stop], out_RO.to(sum_dtype))
     return target_MO.to(source_MI.dtype)
+
+
+def _gradients(
+    features_MI: Tensor, grad_MO: Tensor, weight_KIO: Tensor, rulebook: Rulebook, of_features: bool, of_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """Of features and weight, where wanted; what they share is gathered once. Half precision is summed in float32."""
+    sum_dtype, centre = torch.promote_types(grad_MO.dtype, torch.float32), rulebook.centre
+    weight_KOI = weight_KIO.transpose(1, 2).contiguous()
+    if of_features and centre is not None:
+        grad_MI = (grad_MO @ weight_KOI[centre]).to(sum_dtype)
+    else:
+        grad_MI = torch.zeros_like(features_MI, dtype=sum_dtype)
+    grad_KIO = torch.zeros_like(weight_KIO, dtype=sum_dtype)
+    in_RI, back_RI = (features_MI.new_empty(rulebook.most_pairs, features_MI.shape[1]) for _ in range(2))
+    out_RO = grad_MO.new_empty(rulebook.most_pairs, grad_MO.shape[1])
+    for block in rulebook.blocks:
+        for k, start, stop in block:
+            if k == centre:
+                grad_KIO[k] += features_MI[start:stop].T @ grad_MO[start:stop]
+                continue
+            in_R, out_R = rulebook.in_rows[k][start:stop], rulebook.out_rows[k][start:stop]
+            grad_RO = torch.index_select(grad_MO, 0, out_R, out=out_RO[: stop - start])
+            if of_weight:
+                grad_KIO[k] += torch.index_select(features_MI, 0, in_R, out=in_RI[: stop - start]).T @ grad_RO
+            if of_features:
+                product_RI = torch.mm(grad_RO, weight_KOI[k], out=back_RI[: stop - start])
+                grad_MI.index_add_(0, in_R, product_RI.to(sum_dtype))
+    return grad_MI.to(features_MI.dtype), grad_KIO.to(weight_KIO.dtype)
 
 
 def _padded_gemm(source_MI: Tensor, weight_KIO: Tensor, table_MK: Tensor) -> Tensor:
@@ -267,14 +286,3 @@ def _padded_gemm(source_MI: Tensor, weight_KIO: Tensor, table_MK: Tensor) -> Ten
         torch.index_select(padded_MI, 0, rows_MK.flatten(), out=in_RI)
         torch.mm(in_RI.view(len(rows_MK), -1), weight_KIO.flatten(0, 1), out=part_MO)
     return out_MO
-
-
-def _weight_gradient(features_MI: Tensor, grad_MO: Tensor, weight_KIO: Tensor, rulebook: Rulebook) -> Tensor:
-    sum_dtype = torch.promote_types(weight_KIO.dtype, torch.float32)
-    grad_KIO = torch.zeros_like(weight_KIO, dtype=sum_dtype)
-    for block in rulebook.blocks:
-        for k, start, stop in block:
-            in_RI = features_MI.index_select(0, rulebook.in_rows[k][start:stop])
-            out_RO = grad_MO.index_select(0, rulebook.out_rows[k][start:stop])
-            grad_KIO[k] += in_RI.T @ out_RO
-    return grad_KIO.to(weight_KIO.dtype)
