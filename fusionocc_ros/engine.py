@@ -45,6 +45,13 @@ class Engine:
     """Of the weights, or of the exported graph."""
 
 
+def _no_network(frame: SensorFrame) -> Occupancy:
+    raise RuntimeError("no network is loaded")
+
+
+NO_ENGINE = Engine(predict=_no_network, num_cameras=0, model="none")
+
+
 def load_engine(parameters: NodeParameters) -> Engine:
     """The network that the parameters name; fresh weights are the same in every run, those of `fusionocc predict`.
 

@@ -39,7 +39,7 @@ from fusionocc_ros.diagnostics import (
     silent_sensors,
 )
 from fusionocc_ros.ego_motion import Source
-from fusionocc_ros.engine import Engine, load_engine, needs_of
+from fusionocc_ros.engine import NO_ENGINE, Engine, load_engine, needs_of
 from fusionocc_ros.inputs import Inputs
 from fusionocc_ros.live import changed
 from fusionocc_ros.operation import Operation, memory_mib
@@ -302,7 +302,7 @@ class OccNode(LifecycleNode):
         self._reported, extra_before, self._extra = (now, sync, work), self._extra, extra
         silence_s = self.inputs.silence_s()
         clock, reasons = self._find_silence(now, silence_s)
-        engine = self._engine or Engine(predict=_no_network, num_cameras=0, model="none")
+        engine = self._engine or NO_ENGINE
         report = Report(
             node=self.get_fully_qualified_name().lstrip("/"),
             stamp_ns=self.get_clock().now().nanoseconds,
@@ -346,10 +346,6 @@ class OccNode(LifecycleNode):
         return "", reasons
 
 
-def _no_network(frame: Any) -> Any:
-    raise RuntimeError("no network is loaded")
-
-
 def main(args: list[str] | None = None, *, engine_factory: EngineFactory = load_engine) -> int:
     """Run the node until it is interrupted; the exit code is 0 after an interrupt, 1 where it could not start.
 
@@ -369,10 +365,9 @@ def main(args: list[str] | None = None, *, engine_factory: EngineFactory = load_
     try:
         node = OccNode(engine_factory=engine_factory)
         logging.getLogger("fusionocc_ros").addHandler(RosHandler(node))
+        node.get_logger().debug(f"Fast DDS profile: {profile or 'of the environment'}")
         if removed:
             node.get_logger().info(f"removed shared memory of {removed} crashed processes ({size >> 20} MiB)")
-        if profile is not None:
-            node.get_logger().debug(f"Fast DDS profile: {profile}")
         if node.autostart and not node.start():
             return 1 if rclpy.ok() else 0  # interrupted while the network was loaded
         executor = SingleThreadedExecutor()

@@ -91,7 +91,7 @@ class NodeParameters(OutputParameters):
         COMPRESSED, "Type of the picture topics: CompressedImage or Image.", choices=(COMPRESSED, RAW)
     )
     image_decoder: str = parameter(
-        BUILTIN, "Who decodes pictures; cv_bridge where it is installed.", choices=(BUILTIN, CV_BRIDGE)
+        BUILTIN, "Who decodes pictures; cv_bridge where installed.", choices=(BUILTIN, CV_BRIDGE)
     )
     reduce_pictures: bool = parameter(
         True, "Decode JPEGs at a fraction of their size where the network's pictures are not wider than that."

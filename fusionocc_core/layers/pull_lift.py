@@ -43,8 +43,6 @@ class LiftGeometry:
     """What the network must know of the present cameras; depends on calibration alone."""
 
     tables: PullTables
-    rays_MRhw: Tensor
-    """See ray_channels."""
     covered_BYX: Tensor
     """float32: the share of a cell's heights that a present camera sees."""
 
@@ -97,9 +95,12 @@ class PullLift(nn.Module):
         seen_R = torch.bincount(plan.point_Q, minlength=plan.num_points) > 0
         return LiftGeometry(
             tables=tabulate(plan, self.bins.num, *(edge // self.stride for edge in self.image_size)),
-            rays_MRhw=ray_channels(cameras, self.image_size, self.stride)[present_BN],
             covered_BYX=seen_R.float().view(-1, y_size, x_size, len(self.heights)).mean(dim=3),
         )
+
+    def rays(self, cameras: Cameras) -> Tensor:
+        """(B, N, 4, h, w), see ray_channels."""
+        return ray_channels(cameras, self.image_size, self.stride)
 
     def plan(self, cameras: Cameras, present_BN: Tensor) -> PullPlan:
         """Which cells are seen by which of the present cameras, and where."""
@@ -161,7 +162,9 @@ def ray_channels(cameras: Cameras, image_size: tuple[int, int], stride: int) -> 
         rise_BNhw = torch.einsum("hwi,bni->bnhw", pixels_hw3, rise_BN13[..., 0, :])
     camera_height = cameras.cam2keyego_BN44[..., 2, 3, None, None]
     nearness_BNhw = (-rise_BNhw / camera_height.clamp(min=0.1)).clamp(0, 1)
-    scale = torch.linalg.det(cameras.image_aug_BN44[..., :2, :2]).abs().sqrt()
+    aug = cameras.image_aug_BN44
+    # Not linalg.det, which takes a millisecond for six 2 x 2 matrices.
+    scale = (aug[..., 0, 0] * aug[..., 1, 1] - aug[..., 0, 1] * aug[..., 1, 0]).abs().sqrt()
     focal = (scale * cameras.intrinsics_BN33[..., 0, 0] / width)[..., None, None]
     maps = [rise_BNhw, (camera_height / 2).expand_as(rise_BNhw), nearness_BNhw, focal.expand_as(rise_BNhw)]
     return torch.stack(maps, dim=2)

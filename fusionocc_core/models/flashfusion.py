@@ -32,6 +32,7 @@ from fusionocc_core.layers.recurrent_bev import BevMemory, BevState, StreamLimit
 from fusionocc_core.layers.thin_image_net import PictureBackboneConfig, PictureFeatures, PictureNet, zero_last_norms
 from fusionocc_core.layers.view_transform import cameras_at, measured_depth_bins
 from fusionocc_core.models.network import OccupancyNetwork, check_depth_range
+from fusionocc_core.side_by_side import RunTwo, two_in_turn, two_side_by_side
 from fusionocc_core.structures import Batch, InputConfig, LabelOutputs, Outputs, cameras_present, lidar_present
 
 MAP_STRIDE = 2
@@ -249,7 +250,7 @@ class FlashFusion(OccupancyNetwork):
             batch: as for ``forward``.
             confidence: also give the probability of each label.
         """
-        fused = self._fuse(batch)
+        fused = self._fuse(batch, two_side_by_side if batch.depth_BNHW.device.type == "cpu" else two_in_turn)
         labels, sure = self.head.labels(
             self.bev(fused.map_BCyx), fused.skip_BCYX, self.config.margin, confidence=confidence
         )
@@ -277,13 +278,20 @@ class FlashFusion(OccupancyNetwork):
         map_BCyx, after = self.memory(fused.map_BCyx, fused.here_B1yx, state, pose, batch.bev_aug_B44)
         return self._answer(replace(fused, map_BCyx=map_BCyx)), after
 
-    def _fuse(self, batch: Batch) -> Fused:
-        """Everything up to the fused map."""
+    def _fuse(self, batch: Batch, run_two: RunTwo = two_in_turn) -> Fused:
+        """Everything up to the fused map.
+
+        Args:
+            batch: as for ``forward``.
+            run_two: what runs pictures and LiDAR, which do not need each other until the lift.
+        """
         self._check(batch)
         camera_BN, lidar_B = cameras_present(batch), lidar_present(batch)
-        lidar_BCyx, skip_BCYX = self._lidar(batch, lidar_B)
-        geometry = self.lift.geometry(only_present(cameras_at(batch, 0), camera_BN), camera_BN)
-        seen = self._see(batch, camera_BN, geometry.rays_MRhw)
+        cameras = only_present(cameras_at(batch, 0), camera_BN)
+        seen, ((lidar_BCyx, skip_BCYX), geometry) = run_two(
+            lambda: self._see(batch, camera_BN, self.lift.rays(cameras)[camera_BN]),
+            lambda: (self._lidar(batch, lidar_B), self.lift.geometry(cameras, camera_BN)),
+        )
         camera_BCyx = self._from_above(batch, seen, geometry, camera_BN, lidar_B)
         here = [lidar_B[:, None, None, None].expand_as(lidar_BCyx[:, :1]), geometry.covered_BYX[:, None] > 0]
         return Fused(

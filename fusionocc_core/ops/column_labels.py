@@ -9,10 +9,13 @@ Shape suffixes: V columns, C channels, S scores of a column, Z voxels of a colum
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fusionocc_core.side_by_side import shares, side_by_side
 
 TILE_CPU = 1000
 """Columns at a time: their scores take 1.2 MB."""
@@ -48,7 +51,16 @@ def column_labels(
         )
     # In half precision the highest scores would be equal too often.
     with torch.no_grad(), torch.autocast(parts_VC[0].device.type, enabled=False):
-        return _by_tiles(parts_VC, hidden, scores, num_classes, confidence)
+        if parts_VC[0].device.type != "cpu":
+            return _by_tiles(parts_VC, hidden, scores, num_classes, confidence)
+        found = side_by_side(
+            [
+                partial(_by_tiles, [part[rows] for part in parts_VC], hidden, scores, num_classes, confidence)
+                for rows in shares(len(parts_VC[0]))
+            ]
+        )
+        sure = [part_ZV for _, part_ZV in found if part_ZV is not None]
+        return torch.cat([labels_ZV for labels_ZV, _ in found], dim=1), torch.cat(sure, dim=1) if sure else None
 
 
 def _by_tiles(
