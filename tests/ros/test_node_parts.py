@@ -163,7 +163,7 @@ class Bench:
             on_source=lambda _source: None,
         )
 
-    def remember(self, **_depths: int) -> None:
+    def serve(self, **_wishes: int) -> None:
         """In the place of the assembler's."""
 
     def offer(self, moment: Moment) -> None:

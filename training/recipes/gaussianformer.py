@@ -154,6 +154,28 @@ def gaussianformer2_tiny_simulated() -> Recipe:
     )
 
 
+def gaussianformer2_tiny_simulated_cpu() -> Recipe:
+    r"""The same in 255 samples, on a CPU, as gaussianfusion_tiny_simulated_cpu.
+
+    Paper: none. Expected: docs/gaussianfusion.md, "With and without a LiDAR".
+
+        python training/train.py gaussianformer2_tiny_simulated_cpu --data data/sim --out out/gaussianformer2_tiny_cpu
+    """
+    base = gaussianformer2_tiny_simulated()
+    return replace(
+        base,
+        data=replace(base.data, val_keyframes=26),
+        train=replace(
+            base.train,
+            epochs=0.5,
+            batch=BatchConfig(total=2, per_process=2),
+            optimizer=replace(base.train.optimizer, lr=2e-3),
+            schedule=replace(base.train.schedule, warmup_steps=15),
+            workers=0,
+        ),
+    )
+
+
 def gaussianformer_tiny_simulated() -> Recipe:
     r"""The small camera network with learned places, on simulated streets, measured with the camera mask.
 
