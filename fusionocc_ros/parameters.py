@@ -93,9 +93,7 @@ class NodeParameters(OutputParameters):
     image_decoder: str = parameter(
         BUILTIN, "Who decodes pictures; cv_bridge where installed.", choices=(BUILTIN, CV_BRIDGE)
     )
-    reduce_pictures: bool = parameter(
-        True, "Decode JPEGs at a fraction of their size where the network's pictures are not wider than that."
-    )
+    reduce_pictures: bool = parameter(True, "Decode JPEGs at a fraction of their size where the network needs no more.")
     distortion: str = parameter(
         "refuse",
         "Distorted cameras: refuse them, undistort their pictures here, or take the pictures as rectified (P, not K).",

@@ -43,8 +43,8 @@ ANSWER_NS = 2 * S
 QUIET = 3
 """A node whose answers come later than that has ended when none has come for so many times as long as they took."""
 
-RESTART_NS, SLOWEST_NS = 5 * S, 300 * S
-"""Stamps that go back further, of sensors and of answers beside them, are those of a bag that began anew."""
+RESTART_NS = S
+"""A topic whose stamps go back further is of a bag that began anew, or of a simulation that was restarted."""
 
 GAUSSIANS_NS = 3 * S // 10
 """An answer is shown without its Gaussians when messages of this much later have come since."""
@@ -103,6 +103,7 @@ class ViewMoments:
         self._answers: dict[int, _Kept] = {}
         self._gaussians: dict[int, _Kept] = {}
         self._has_gaussians = False
+        self._last_ns: dict[str, int] = {}
         self._latest_ns = self._answered_ns = 0
         self._shown_ns = NEVER_NS
         self._late_ns = self._last_answer_ns = 0
@@ -130,9 +131,9 @@ class ViewMoments:
 
     def _take_sensor(self, topic: str, stamp_ns: int, load: Load) -> None:
         is_answer = topic == self.topics.occupancy
-        is_beside = is_answer and (self.topics.lidar or self.topics.cameras)
-        if stamp_ns < self._latest_ns - (SLOWEST_NS if is_beside else RESTART_NS):
+        if stamp_ns < self._last_ns.get(topic, stamp_ns) - RESTART_NS:
             self._forget()
+        self._last_ns[topic] = stamp_ns
         self._latest_ns = max(self._latest_ns, stamp_ns)
         kept = _Kept(stamp_ns=stamp_ns, load=load, seen_ns=self._latest_ns, is_sensor=not is_answer)
         if topic in self._camera_of:
@@ -145,6 +146,7 @@ class ViewMoments:
             self._take_answer(kept)
 
     def _forget(self) -> None:
+        self._last_ns.clear()  # the other topics will go back as well
         self._waiting.clear()
         self._answers.clear()
         self._gaussians.clear()
