@@ -4,17 +4,25 @@ For every keyframe: what one update of the voxels costs (surface, comparison wit
 whole moment costs (six pictures, cloud, truth, prediction, difference, boxes), and one frame of a video (drawing and
 encoding). Times are processor time of this process. The prediction is the truth of the keyframe before, so that there
 is something to compare. ``--parked`` shows the same volume with a few voxels changed, as of a robot that stands.
+
+``--live`` is the whole over DDS instead: a player replays a scene at its own pace (2 keyframes a second, six pictures),
+a node answers each with 30,000 voxels that all move and 200 Gaussians, and `fusionocc view ros` writes what it shows.
+Player, node and viewer are processes; it wants two idle cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 from machine import in_words, machine, write_report
@@ -31,6 +39,11 @@ from fusionocc_core.viz.surface import surface_voxels
 from fusionocc_core.viz.video import VideoWriter
 from fusionocc_core.viz.view_frame import ViewFrame
 
+OFFICIAL = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+
+WARM_UP = 4
+"""Moments before anything is counted."""
+
 PERIOD_S = 0.5
 """Of nuScenes' keyframes: what a live view of them has for each on one core."""
 
@@ -42,11 +55,15 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=20, help="keyframes (default: 20, a video of ten seconds)")
     parser.add_argument("--parked", action="store_true", help="the same volume again and again, but for a few voxels")
     parser.add_argument("--no-pictures", action="store_true", help="leave out pictures and the video")
+    parser.add_argument("--live", action="store_true", help="look at a replay over DDS instead")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the figures there")
     args = parser.parse_args()
     console = Console()
     about = machine()
     console.print(in_words(about), highlight=False)
+    if args.live:
+        tell_live(live(args.data, args.frames), about, args.out, console)
+        return
     found = measure(args.data, args.frames, parked=args.parked, pictures=not args.no_pictures)
     table = Table(title=f"processor time of {args.frames} keyframes, ms", title_justify="left")
     for name in ("", "p50", "p95", "largest", "all, s"):
@@ -89,6 +106,95 @@ def measure(data: str, frames: int, *, parked: bool, pictures: bool = True) -> S
     del memory
     solid, surface, sent = np.mean(counts, axis=0)
     return SimpleNamespace(times_s=times, solid=solid, surface=surface, sent=sent)
+
+
+@dataclass
+class LiveRun:
+    """What a live view did."""
+
+    update_wall_s: list[float] = field(default_factory=list)
+    """Of each update of the voxels."""
+    update_cpu_s: list[float] = field(default_factory=list)
+    late_s: list[float] = field(default_factory=list)
+    """From the answer's arrival to the end of showing it."""
+    stamps_ns: list[int] = field(default_factory=list)
+    keyframes_ns: list[int] = field(default_factory=list)
+    """Of the scene that is played again and again."""
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    def passed(self) -> int:
+        """Keyframes that were played from the first one shown to the last."""
+        places = [self.keyframes_ns.index(stamp) for stamp in self.stamps_ns]
+        around = len(self.keyframes_ns)
+        return 1 + sum((after - before) % around or around for before, after in pairwise(places))
+
+
+def live(data: str, frames: int) -> LiveRun:
+    """Look at so many moments of a replay; see the module's text."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ros"))
+    from live_processes import playing
+
+    from fusionocc_core.data.nuscenes import NuScenesFrames
+    from fusionocc_ros import view_moments
+    from fusionocc_ros.bag import write_bag
+    from fusionocc_ros.live_view import OPENER
+
+    run, arrived = LiveRun(), dict[int, float]()
+    real_take = view_moments.ViewMoments.take
+
+    def take(self: view_moments.ViewMoments, topic: str, stamp_ns: int, load: view_moments.Load) -> None:
+        if topic == self.topics.occupancy:
+            arrived[stamp_ns] = time.monotonic()
+        real_take(self, topic, stamp_ns, load)
+
+    class Timed(RerunLog):
+        def add_volume(self, name: str, occupancy: Occupancy) -> int:
+            wall, cpu = time.monotonic(), time.thread_time()
+            sent = super().add_volume(name, occupancy)
+            run.update_wall_s.append(time.monotonic() - wall)
+            run.update_cpu_s.append(time.thread_time() - cpu)
+            return sent
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(view_moments.ViewMoments, "take", take):
+        bag = write_bag(Path(data), Path(folder) / "bag", scene=NuScenesFrames(data).scenes[0], keyframes_only=True)
+        run.keyframes_ns = list(bag.keyframe_stamps_ns)
+        stream = require_rerun().RecordingStream("benchmark")
+        stream.save(Path(folder) / "live.rrd")
+        log, began, cpu = Timed(stream), 0.0, 0.0
+        with playing(bag.path, Path(folder), voxels=30_000, cameras=OFFICIAL) as env, mock.patch.dict(os.environ, env):
+            for frame in OPENER.open(SourceOptions(source="ros", limit=frames + WARM_UP)):
+                log.add(frame)
+                if log.count == WARM_UP:
+                    run.update_wall_s, run.update_cpu_s = [], []
+                    began, cpu = time.monotonic(), time.process_time()
+                elif log.count > WARM_UP:
+                    run.stamps_ns.append(frame.stamp_ns)
+                    run.late_s.append(time.monotonic() - arrived.get(frame.stamp_ns, float("-inf")))
+            run.wall_s, run.cpu_s = time.monotonic() - began, time.process_time() - cpu
+    return run
+
+
+def tell_live(run: LiveRun, about: dict[str, object], out: Path | None, console: Console) -> None:
+    """Print it."""
+    table = Table(title=f"live view of {len(run.stamps_ns)} keyframes, ms", title_justify="left")
+    for name in ("", "p50", "p95", "largest"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, seconds in (
+        ("voxel update", run.update_wall_s),
+        ("of it processor", run.update_cpu_s),
+        ("from the answer's arrival to its end on the screen", run.late_s),
+    ):
+        p50, p95 = np.percentile(seconds, [50, 95]) * 1e3
+        table.add_row(name, f"{p50:.1f}", f"{p95:.1f}", f"{max(seconds) * 1e3:.1f}")
+    console.print(table)
+    console.print(
+        f"{len(run.stamps_ns)} of {run.passed()} keyframes shown, {len(run.update_wall_s)} of them with an answer, in "
+        f"{run.wall_s:.1f} s; the viewer took {100 * run.cpu_s / run.wall_s:.0f} % of a core",
+        highlight=False,
+    )
+    if out:
+        write_report(out, about, {name: value for name, value in vars(run).items() if name != "keyframes_ns"})
 
 
 def moments(data: str, frames: int, *, parked: bool) -> Iterator[ViewFrame]:

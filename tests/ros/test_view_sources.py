@@ -180,6 +180,13 @@ class TestLateAnswers:
         reply(beside, 2.0)
         assert shown(beside) == (2.0, False, True)
 
+    def test_a_short_bag_in_a_loop_goes_on(self, beside):
+        for _ in range(3):
+            for second in (0.0, 0.5, 1.0, 1.5):
+                sweep(beside, second)
+                reply(beside, second)
+                assert shown(beside) == (second, True, True)
+
     def test_what_did_not_take_part_is_noted(self, beside):
         sweep(beside, 0.0)
         reply(beside, 0.0, missing={"CAM_FRONT": "no_message", "CAM_BACK": "bad_image"})
