@@ -13,11 +13,14 @@ import logging
 import os
 import shlex
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
+
+from fusionocc_core.process import arrange_process
 
 if TYPE_CHECKING:
     from fusionocc_core.engine.recipe import Recipe
@@ -55,6 +58,22 @@ def make_parser() -> argparse.ArgumentParser:
         help="at the end, score the baselines too: majority, position, geometry (default: on)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--shard",
+        type=int,
+        metavar="K",
+        help="which part of the training data this node's disk holds, with --set train.batch.shards=N; K from 0",
+    )
+    parser.add_argument(
+        "--shard-files", action="store_true", help="list the files that shard K needs, below ROOT, and stop"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=60.0,
+        metavar="MINUTES",
+        help="how long processes wait for one that is silent (default: %(default)g)",
+    )
     parser.add_argument("--tensorboard", action="store_true", help="also write curves for TensorBoard")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     return parser
@@ -93,11 +112,15 @@ def run(args: argparse.Namespace) -> int:
     recipe = override(recipe, args.assignments)
     if args.show:
         return show(recipe)
+    if args.shard_files:
+        return list_shard(args, recipe)
     if args.data is None or args.out is None:
         raise ValueError("--data ROOT and --out DIR are needed")
     if args.init_matching and args.init is None:
         raise ValueError("--init-matching goes with --init FILE")
-    with joined_world(args.device) as world:
+    if not args.patience > 0:
+        raise ValueError(f"--patience {args.patience}: expected minutes, more than none")
+    with joined_world(args.device, shard=args.shard, patience=timedelta(minutes=args.patience)) as world:
         trainer = start_training(
             recipe,
             name=name,
@@ -112,6 +135,10 @@ def run(args: argparse.Namespace) -> int:
         stopped_by = trainer.fit()
         if stopped_by:
             trainer.recorder.say(f"stopped at step {trainer.step}; the same command goes on from there")
+        elif args.baselines and recipe.train.batch.shards > 1:
+            trainer.recorder.say(
+                "baselines are left out: no node need have all the training data that they are fitted on"
+            )
         elif args.baselines:
             tell_baselines(recipe, trainer.recorder, data=args.data, version=args.version, world=world)
         trainer.recorder.close()
@@ -129,6 +156,19 @@ def list_recipes() -> int:
     for name, function in read(RECIPES).items():
         table.add_row(name, summary_of(function))
     Console().print(table)
+    return 0
+
+
+def list_shard(args: argparse.Namespace, recipe: Recipe) -> int:
+    """Print the files that a node needs, as rsync --files-from takes them."""
+    from fusionocc_core.engine.session import open_frames
+    from fusionocc_core.engine.shard_files import shard_files
+
+    if args.data is None or args.shard is None:
+        raise ValueError("--shard-files goes with --data ROOT and --shard K")
+    frames = open_frames(args.data, recipe.model.inputs, split=recipe.data.train_split, version=args.version)
+    for path in shard_files(frames, recipe, args.shard):
+        print(path)
     return 0
 
 
@@ -158,4 +198,5 @@ def _innermost(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
+    arrange_process()
     sys.exit(main())

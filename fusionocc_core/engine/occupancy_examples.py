@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -137,24 +137,38 @@ class OccupancyExamples:
         config: what is done to them.
         needs: what comes out.
         seed: of the run.
+        share: number of samples -> those that this process reads; files of the others need not be there. None: all.
 
     Raises:
         FileNotFoundError: labels are missing, with their number and where they belong.
         ValueError: the labels' grid or classes are not the network's.
     """
 
-    def __init__(self, frames: NuScenesFrames, config: DataConfig, needs: ExampleNeeds, *, seed: int) -> None:
+    samples: range | None = None
+    """Those that this process reads; None: all."""
+
+    def __init__(
+        self,
+        frames: NuScenesFrames,
+        config: DataConfig,
+        needs: ExampleNeeds,
+        *,
+        seed: int,
+        share: Callable[[int], range] | None = None,
+    ) -> None:
         self.frames, self.config, self.needs, self.seed = frames, config, needs, seed
         self.sweeps = frames_between(frames) if config.unlabelled_sweeps else None
         self.order = config.order(len(frames), len(self.sweeps) if self.sweeps else 0)
         """Keyframes by the sample of a key; from len(frames) on, moments between them."""
+        self.samples = share(len(self.order)) if share else None
         if needs.center_classes and (config.labelled_share < 1 or config.unlabelled_sweeps):
             raise ValueError(
                 f"DataConfig: labelled_share={config.labelled_share}, unlabelled_sweeps={config.unlabelled_sweeps}; "
                 "losses of centres take what is not labelled for empty: set LossConfig.center_heatmap and "
                 "center_position to 0"
             )
-        labelled = [index for index in range(len(frames)) if config.is_labelled(index)]
+        read = range(len(frames)) if self.samples is None else {self.order[sample] for sample in self.samples}
+        labelled = [index for index in range(len(frames)) if config.is_labelled(index) and index in read]
         check_labels(frames, segmentation=needs.segmentation, voxels=needs.voxels, indices=labelled, grid=needs.grid)
         if labelled and needs.voxels:
             read_truth(frames, labelled[0], needs.grid, needs.label_set)
@@ -169,7 +183,13 @@ class OccupancyExamples:
         return len(self.order)
 
     def examples(self, keys: Sequence[SampleKey]) -> Examples:
-        """The samples of these keys, prepared and joined."""
+        """The samples of these keys, prepared and joined.
+
+        Raises:
+            ValueError: one is of another shard.
+        """
+        if self.samples is not None and any(key.sample not in self.samples for key in keys):
+            raise ValueError(f"{keys}: this process reads the samples {self.samples} alone")
         indices = [self.order[key.sample] for key in keys]
         frames = [self._frame(index) for index in indices]
         generators = [torch.Generator().manual_seed(draw_seed(self.seed, *key)) for key in keys]

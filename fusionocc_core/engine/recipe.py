@@ -32,6 +32,16 @@ class Recipe:
         """Refuse a metric that no evaluation gives."""
         if self.best_metric not in METRICS:
             raise ValueError(f"Recipe.best_metric={self.best_metric!r}: expected one of {METRICS}")
+        data = self.data
+        if self.train.batch.shards > 1 and (
+            data.labelled_share < 1 or data.labelled_repeats > 1 or data.unlabelled_sweeps or self.loss.rendering
+        ):
+            raise ValueError(
+                f"Recipe: train.batch.shards={self.train.batch.shards} goes with keyframes that come once each and "
+                "need no others: set data.labelled_share=1, data.labelled_repeats=1 and data.unlabelled_sweeps=false, "
+                f"which are {data.labelled_share}, {data.labelled_repeats} and {data.unlabelled_sweeps}, and leave out "
+                "loss.rendering"
+            )
         if self.loss.rendering:
             check_rendering(self.loss.rendering.render, self.model)
         unlabelled = self.data.labelled_share < 1 and self.data.unlabelled == "keep"

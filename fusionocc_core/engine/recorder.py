@@ -145,7 +145,9 @@ class Recorder:
             self.folder.prune(self.config.keep, int(self.best["step"]) if self.best else None)
 
     def resume(self, world: World) -> dict[str, Any] | None:
-        """The newest checkpoint, or None; the log is cut to it. Every process must call it, and reads the same file.
+        """The newest checkpoint, or None; the log is cut to it. Every process must call it.
+
+        All read the same file; where one does not see it, on a machine that does not share the folder, it is sent.
 
         Raises:
             ValueError: the checkpoint is damaged, or of another recipe.
@@ -156,7 +158,11 @@ class Recorder:
                 self.log.path.unlink(missing_ok=True)
                 self.folder.write_json("run.json", self.run)
             return None
-        state = load_checkpoint(self.out / "checkpoints" / f"step-{newest[0]:08d}.pt")
+        path = self.out / "checkpoints" / f"step-{newest[0]:08d}.pt"
+        if all(world.gather(path.is_file())):
+            state = load_checkpoint(path)
+        else:
+            state = world.from_main(load_checkpoint(path) if self.folder else None)
         if self._check_resume:
             self._check_resume(state["run"])
         self.best = dict(state["best"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -24,11 +25,36 @@ class BatchConfig:
     """Samples an optimizer step, over all processes: the same on one GPU and on eight."""
     per_process: int = 1
     """Samples that a process puts through the network at once."""
+    shards: int = 1
+    """Parts into which the data set is cut, one a node: its processes read nothing else, so that its disk need hold
+    nothing else. Every step takes equally many samples of each part. It decides the order of the samples, and the
+    processes do not: one alone does the same steps with the same number of shards."""
 
     def __post_init__(self) -> None:
-        """Refuse empty batches."""
+        """Refuse empty batches, and steps that not every shard has the same part in."""
         if self.total < 1 or self.per_process < 1:
             raise ValueError(f"BatchConfig: total={self.total} and per_process={self.per_process} must be at least 1")
+        if self.shards < 1 or self.total % self.shards:
+            raise ValueError(
+                f"BatchConfig: shards={self.shards}: expected at least 1, and that total={self.total} divides by it"
+            )
+
+    def samples(self, length: int, rank: int, processes: int) -> range:
+        """The samples that a process reads, of ``length`` in all.
+
+        Raises:
+            ValueError: processes and shards do not divide, or there are fewer samples than shards.
+        """
+        if self.shards % processes and processes % self.shards:
+            raise ValueError(
+                f"BatchConfig: shards={self.shards} do not divide among {processes} processes, nor the processes among "
+                "the shards: start as many on every node, and set train.batch.shards to the number of nodes"
+            )
+        if length < self.shards:
+            raise ValueError(f"BatchConfig: {length} samples are too few for shards={self.shards}")
+        first = rank * self.shards // processes
+        stop = max(first + 1, (rank + 1) * self.shards // processes)
+        return range(length * first // self.shards, length * stop // self.shards)
 
     def accumulate(self, processes: int) -> int:
         """Forward passes of a process for one optimizer step.
@@ -52,6 +78,9 @@ class BatchConfig:
 class SampleStream:
     """An endless-looking line of samples: each epoch holds every sample once, in an order of its own.
 
+    With shards there is such a line for each. Their lengths differ by at most one sample, so that one shard may begin
+    its next epoch a little before another.
+
     Optimizer steps cut the line into pieces of ``batch.total``; a piece may reach over the end of an epoch. So every
     step has the full size, all processes have the same work, nothing is repeated to fill up, and the position is one
     number. What is left at the end of the last epoch and does not fill a step (fewer than ``batch.total``) is not used.
@@ -73,6 +102,7 @@ class SampleStream:
         if self.epochs <= 0:
             raise ValueError(f"epochs={self.epochs}: expected more than none")
         self.batch.accumulate(self.processes)
+        self.batch.samples(self.length, self.rank, self.processes)
         if self.steps < 1:
             raise ValueError(
                 f"{self.length} samples in {self.epochs} epochs do not fill one step of {self.batch.total}: more "
@@ -84,32 +114,42 @@ class SampleStream:
         """Optimizer steps of the whole run."""
         return int(self.length * self.epochs) // self.batch.total
 
-    def order(self, epoch: int) -> list[int]:
-        """The order of the samples in an epoch."""
-        generator = torch.Generator().manual_seed(draw_seed(self.seed, epoch, 0))
-        return torch.randperm(self.length, generator=generator).tolist()
+    @property
+    def samples(self) -> range:
+        """The samples that this process reads: all of them where the data are not cut into shards."""
+        return self.batch.samples(self.length, self.rank, self.processes)
+
+    def order(self, epoch: int, shard: int = 0) -> list[int]:
+        """The order of a shard's samples in an epoch."""
+        part = self.batch.samples(self.length, shard, self.batch.shards)
+        generator = torch.Generator().manual_seed(draw_seed(self.seed, epoch, shard))
+        return [part.start + place for place in torch.randperm(len(part), generator=generator).tolist()]
 
     def step_keys(self, first_step: int = 0) -> Iterator[list[SampleKey]]:
-        """The samples of each step from ``first_step`` on, of all processes together."""
-        position = first_step * self.batch.total
-        epoch = position // self.length
-        order = self.order(epoch)
+        """The samples of each step from ``first_step`` on, of all processes together, shard after shard."""
+        share = self.batch.total // self.batch.shards
+        lines = [self._line(shard, first_step * share) for shard in range(self.batch.shards)]
         for _ in range(first_step, self.steps):
-            keys = []
-            for place in range(position, position + self.batch.total):
-                if place // self.length != epoch:
-                    epoch = place // self.length
-                    order = self.order(epoch)
-                keys.append(SampleKey(epoch, order[place % self.length]))
-            position += self.batch.total
-            yield keys
+            yield [key for line in lines for key in islice(line, share)]
+
+    def _line(self, shard: int, position: int) -> Iterator[SampleKey]:
+        """A shard's samples, epoch after epoch, without end."""
+        epoch, place = divmod(position, len(self.batch.samples(self.length, shard, self.batch.shards)))
+        while True:
+            for sample in self.order(epoch, shard)[place:]:
+                yield SampleKey(epoch, sample)
+            epoch, place = epoch + 1, 0
 
     def batches(self, first_step: int = 0) -> Iterator[list[SampleKey]]:
         """What this process puts through the network at once, one after the other."""
         size, at_once = self.batch.per_process, self.batch.per_process * self.processes
+        each = self.batch.total // self.processes
         for keys in self.step_keys(first_step):
-            for start in range(self.rank * size, self.batch.total, at_once):
-                yield keys[start : start + size]
+            if self.batch.shards > 1:  # its own shards' alone
+                own = keys[self.rank * each : (self.rank + 1) * each]
+                yield from (own[start : start + size] for start in range(0, each, size))
+            else:
+                yield from (keys[start : start + size] for start in range(self.rank * size, len(keys), at_once))
 
 
 def draw_seed(seed: int, epoch: int, sample: int) -> int:

@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def start_training(
     """
     inputs, settings = recipe.model.inputs, recipe.train
     frames = open_frames(data, inputs, split=recipe.data.train_split, version=version, reduce=recipe.data.reduce)
-    source = OccupancyExamples(frames, recipe.data, recipe.needs, seed=settings.seed)
+    share = _share(recipe, world)
+    source = OccupancyExamples(frames, recipe.data, recipe.needs, seed=settings.seed, share=share)
     labelled = None
     if recipe.data.val_keyframes != 0:
         labelled = _held_out(recipe, open_frames(data, inputs, split=recipe.data.val_split, version=version))
@@ -150,6 +152,21 @@ def start_training(
         evaluate=_evaluation(recipe, labelled, world, recorder) if labelled else None,
         teacher=_teacher(recipe, world),
     )
+
+
+def _share(recipe: Recipe, world: World) -> Callable[[int], range]:
+    """Which samples this process reads, of how many.
+
+    Raises:
+        ValueError: the processes were told of another number of shards than the recipe has.
+    """
+    batch = recipe.train.batch
+    if world.shards not in (1, batch.shards):
+        raise ValueError(
+            f"--shard: the processes have {world.shards} shards, the recipe has {batch.shards}; "
+            f"say --set train.batch.shards={world.shards}"
+        )
+    return partial(batch.samples, rank=world.sample_rank, processes=world.size)
 
 
 def _held_out(recipe: Recipe, frames: NuScenesFrames) -> LabelledFrames:

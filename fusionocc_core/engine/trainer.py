@@ -116,7 +116,7 @@ class Trainer:
             epochs=config.epochs,
             batch=config.batch,
             seed=config.seed,
-            rank=world.rank,
+            rank=world.sample_rank,
             processes=world.size,
         )
         seed_everything(draw_seed(config.seed, world.rank, 1))

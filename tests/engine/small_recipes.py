@@ -68,6 +68,16 @@ def small_plain() -> Recipe:
     return replace(small(), data=replace(small().data, augmentation=None))
 
 
+def small_sharded() -> Recipe:
+    """Two nodes with a part of the data each; nothing drawn in the network, no batch statistics, no evaluation."""
+    plain = small_plain()
+    still = replace(plain.model, image_backbone=replace(plain.model.image_backbone, drop_path=0.0))
+    train = replace(
+        plain.train, batch=BatchConfig(total=4, per_process=1, shards=2), freeze_batch_norm=True, epochs=2000
+    )
+    return replace(plain, model=still, train=train, data=replace(plain.data, val_keyframes=0))
+
+
 def small_flipped() -> Recipe:
     """Both flips, always."""
     flips = AugmentationConfig(flip_x_chance=1.0, flip_y_chance=1.0)

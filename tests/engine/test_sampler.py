@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from fusionocc_core.engine.sampler import BatchConfig, SampleStream, draw_seed, shard
 
 
-def stream(length=7, epochs=3, total=4, per_process=1, rank=0, processes=1, seed=1):
-    batch = BatchConfig(total=total, per_process=per_process)
+def stream(length=7, epochs=3, total=4, per_process=1, rank=0, processes=1, seed=1, shards=1):
+    batch = BatchConfig(total=total, per_process=per_process, shards=shards)
     return SampleStream(length=length, epochs=epochs, batch=batch, seed=seed, rank=rank, processes=processes)
 
 
@@ -69,6 +69,43 @@ def test_shards_of_an_evaluation_hold_every_index_once(length, processes):
     shards = [shard(length, rank, processes) for rank in range(processes)]
     assert sorted(chain(*shards)) == list(range(length))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@given(st.integers(1, 40), st.integers(1, 3), st.sampled_from([1, 2, 3, 4]), st.sampled_from([1, 2, 4, 6]), st.data())
+def test_processes_read_their_own_shard_alone_and_do_the_steps_of_one(length, epochs, shards, processes, data):
+    total = data.draw(st.integers(1, 3)) * shards * processes
+    if length < shards or length * epochs < total or (shards % processes and processes % shards):
+        return
+    lines = [stream(length, epochs, total, 1, rank, processes, shards=shards) for rank in range(processes)]
+    alone = stream(length, epochs, total, shards=shards)
+    assert alone.samples == range(length)
+    assert {sample for line in lines for sample in line.samples} == set(range(length))
+    assert len({line.samples for line in lines}) == min(shards, processes)
+    batches = [list(line.batches()) for line in lines]
+    for line, mine in zip(lines, batches, strict=True):
+        assert {key.sample for batch in mine for key in batch} <= set(line.samples)
+    each = total // processes
+    for number, keys in enumerate(alone.step_keys()):
+        taken = [b for mine in batches for b in mine[number * each : (number + 1) * each]]
+        assert sorted(chain(*taken)) == sorted(keys)
+    first = data.draw(st.integers(0, alone.steps))
+    assert list(lines[-1].batches(first)) == batches[-1][first * each :]
+    seen = Counter(key for keys in alone.step_keys() for key in keys)
+    assert max(seen.values()) == 1
+    for shard_number in range(shards):
+        part = alone.batch.samples(length, shard_number, shards)
+        samples = [key for key in seen if key.sample in part]
+        for epoch in range(len(samples) // len(part)):
+            assert sorted(key.sample for key in samples if key.epoch == epoch) == list(part)
+
+
+def test_shards_that_do_not_fit_are_told_what_would():
+    with pytest.raises(ValueError, match=r"shards=3: expected at least 1, and that total=8 divides by it"):
+        BatchConfig(total=8, shards=3)
+    with pytest.raises(ValueError, match=r"shards=2 do not divide among 3 processes.*the number of nodes"):
+        stream(length=30, total=6, processes=3, shards=2)
+    with pytest.raises(ValueError, match="2 samples are too few for shards=4"):
+        stream(length=2, epochs=10, total=4, shards=4)
 
 
 def test_empty_data():
