@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionocc_core.commands.view_sources import add_source_arguments, open_source
-from fusionocc_core.viz.view_frame import ViewFrame, ViewSource
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fusionocc_core.viz.rerun_log import RerunLog
+    from fusionocc_core.viz.view_frame import ViewFrame, ViewSource
 
 IDLE_S = 0.5
 """Between two looks whether the user has had enough."""

@@ -13,13 +13,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fusionocc_core.viz.view_frame import ViewFrame, ViewSource
-
 if TYPE_CHECKING:
     from fusionocc_core.data.nuscenes import NuScenesFrames
     from fusionocc_core.metrics import OccupancyTruth
     from fusionocc_core.predictor import OccupancyModel
     from fusionocc_core.structures import Occupancy
+    from fusionocc_core.viz.view_frame import ViewFrame, ViewSource
 
 EXPECTED = (
     "expected a data set in nuScenes format (a folder with samples/ and v1.0-*/), a folder that `fusionocc predict` or "
@@ -216,6 +215,8 @@ class PredictionsSource:
             if index is None or self._frames is None:
                 import numpy as np
 
+                from fusionocc_core.viz.view_frame import ViewFrame
+
                 yield ViewFrame(stamp_ns=stamp_ns, ego2global=np.eye(4), scene=scene, prediction=occupancy)
             else:
                 yield replace(sensor_view(self._frames, index), prediction=occupancy)
@@ -259,6 +260,8 @@ def chosen_range(count: int, options: SourceOptions) -> range:
 
 def sensor_view(frames: NuScenesFrames, index: int) -> ViewFrame:
     """Sensors, boxes and truth of a keyframe."""
+    from fusionocc_core.viz.view_frame import ViewFrame
+
     frame = frames[index]
     return ViewFrame(
         stamp_ns=frame.stamp_ns,
