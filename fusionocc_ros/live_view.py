@@ -91,7 +91,9 @@ class LiveSource:
         from fusionocc_ros.view_moments import ViewMoments
 
         options = self._options
-        moments = ViewMoments(topics, camera_history=options.camera_history, lidar_history=options.lidar_history)
+        moments = ViewMoments(
+            topics, camera_history=options.camera_history, lidar_history=options.lidar_history, is_live=True
+        )
         subscriptions = _subscribe(node, topics, moments)
         began = time.monotonic()
         try:

@@ -6,9 +6,10 @@ Used for bags and for live topics alike. Messages are kept as they come and read
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,9 @@ QUIET = 3
 RESTART_NS = S
 """A topic whose stamps go back further is of a bag that began anew, or of a simulation that was restarted."""
 
-GAUSSIANS_NS = 3 * S // 10
-"""An answer is shown without its Gaussians when messages of this much later have come since."""
+GAUSSIANS_NS, GAUSSIANS_S = 3 * S // 10, 0.1
+"""An answer is shown without its Gaussians when messages of this much later have come since; of a running system also
+when so much time has passed."""
 
 KEPT = 64
 """Messages of each sensor, and sweeps that wait."""
@@ -65,6 +67,8 @@ class _Kept:
     load: Load
     seen_ns: int = 0
     """The latest stamp of all messages when it came."""
+    seen_s: float = field(default_factory=time.monotonic)
+    """When it came."""
     is_sensor: bool = True
 
 
@@ -76,11 +80,19 @@ class ViewMoments:
         keep_poses: keep transforms for ever, as for a bag that is read in two passes.
         camera_history: earlier keyframes of pictures that a network wants.
         lidar_history: the same of sweeps.
+        is_live: messages come as they are made, so that time passes between them.
     """
 
     def __init__(
-        self, topics: ViewTopics, *, keep_poses: bool = False, camera_history: int = 0, lidar_history: int = 0
+        self,
+        topics: ViewTopics,
+        *,
+        keep_poses: bool = False,
+        camera_history: int = 0,
+        lidar_history: int = 0,
+        is_live: bool = False,
     ) -> None:
+        self._is_live = is_live
         self.topics = topics
         buffer_ns = FOREVER_NS if keep_poses else 20 * S
         self._transforms = TfStore(buffer_ns=buffer_ns, tolerance_ns=S // 5)
@@ -220,7 +232,8 @@ class ViewMoments:
             # Nodes answer in the order of time: what lies before an answer gets none any more.
             return kept.stamp_ns < self._answered_ns or (passed_ns >= ANSWER_NS and is_quiet)
         complete = not self._has_gaussians or kept.stamp_ns in self._gaussians
-        return complete or self._latest_ns - answer.seen_ns >= GAUSSIANS_NS
+        late = self._is_live and time.monotonic() - answer.seen_s >= GAUSSIANS_S
+        return complete or late or self._latest_ns - answer.seen_ns >= GAUSSIANS_NS
 
     def _nearest(self, camera: str, stamp_ns: int) -> _Kept | None:
         best = min(self._pictures[camera], key=lambda one: abs(one.stamp_ns - stamp_ns), default=None)

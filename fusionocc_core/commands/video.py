@@ -50,10 +50,17 @@ def run(args: argparse.Namespace) -> int:
     writer = VideoWriter(args.out, fps=args.fps)
     source = open_source(args)
     console = Console(stderr=True)
-    with make_progress() as bar, writer:
+    # Encoding takes as long as drawing: it has a thread of its own beside the ones that draw.
+    with make_progress() as bar, writer, ThreadPoolExecutor(1) as encoder:
         task = bar.add_task("frames", total=source.total)
+        writing: Future[None] | None = None
         for picture in drawn(source, args.palette, args.threads):
-            writer.write(picture)
+            if writing is not None:
+                writing.result()
+                bar.update(task, advance=1)
+            writing = encoder.submit(writer.write, picture)
+        if writing is not None:
+            writing.result()
             bar.update(task, advance=1)
     if not writer.count:
         raise ValueError(f"{source.name}: there is no frame to show")
