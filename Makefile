@@ -31,6 +31,7 @@ help:
 	@echo "make demo [DATA=<nuScenes root>] [MODEL=<preset>] [CHECKPOINT=<file>] [OUT=<folder>]   cameras + LiDAR -> voxels over ROS 2"
 	@echo "make test                                                                             ruff, mypy, pytest"
 	@echo "make docs                                                                             the documentation as a site, in out/docs"
+	@echo "make bench [ONLY=<names>]                                                             the short form of every benchmark"
 	@echo "make test-long | lint | format | setup | clean"
 
 $(STAMPS)/venv:
@@ -104,6 +105,11 @@ soak: setup $(STAMPS)/test
 .PHONY: test-long
 test-long: setup $(STAMPS)/test
 	$(BIN)/python -m pytest -m long
+
+# The short form of every benchmark, a table each; numbers in out/benchmarks. ONLY="ops presets" runs some of them.
+.PHONY: bench
+bench: setup
+	@$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
 
 .PHONY: docs
 docs: $(STAMPS)/test

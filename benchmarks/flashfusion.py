@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import in_words, machine, write_report
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -191,9 +192,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, action="append", help="(default: 2, then 1)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--steps", action="store_true", help="what each step of speeding up brings")
+    parser.add_argument("--out", type=Path, help="also write the numbers as JSON (not with --steps)")
     parser.add_argument("--data", type=Path, help="with --steps: take the last keyframe of this data set")
     args = parser.parse_args()
-    console, frame = Console(), make_frame(args.cameras, 3)
+    console, about, frame = Console(), machine(), make_frame(args.cameras, 3)
+    numbers: dict[str, object] = {}
     if args.data is not None:
         frames = NuScenesFrames(args.data, lidar_history=2)
         frame = frames[len(frames) - 1]
@@ -211,6 +214,10 @@ def main() -> None:
                 one.run(frame, counts=run >= 2)
         for table in tables(candidates, threads):
             console.print(table)
+        numbers[f"{threads} threads"] = {one.name: one.parts for one in candidates}
+    console.print(in_words(about), highlight=False, soft_wrap=True)
+    if args.out:
+        write_report(args.out, about, numbers)
 
 
 if __name__ == "__main__":
