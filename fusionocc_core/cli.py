@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import fusionocc_core
-from fusionocc_core.memory import keep_freed_memory
+from fusionocc_core.process import arrange_process
 
 COMMANDS = ("presets", "predict", "render", "prepare", "label", "simulate", "robustness", "export", "view", "video")
 """Modules of fusionocc_core.commands; other packages add theirs through the entry points ``fusionocc.commands``."""
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: None takes those of the process, whose memory is then arranged for networks.
     """
     if arguments is None:
-        keep_freed_memory()
+        arrange_process()
     return run_command(make_parser(), arguments)
 
 

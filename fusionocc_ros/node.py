@@ -23,7 +23,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
-from fusionocc_core.memory import keep_freed_memory
+from fusionocc_core.process import arrange_process
 from fusionocc_ros import declared
 from fusionocc_ros.assemble import Assembler, Needs
 from fusionocc_ros.causes import CAUSES
@@ -353,7 +353,7 @@ def main(args: list[str] | None = None, *, engine_factory: EngineFactory = load_
         args: of the command line; None takes those of the process.
         engine_factory: as for OccNode; for tests, which have no time for a network.
     """
-    keep_freed_memory()
+    arrange_process()
     profile, (removed, size) = use_shipped_profile(), remove_dead_segments()
     try:
         rclpy.init(args=args)

@@ -22,7 +22,7 @@ from rich.markup import escape
 
 from fusionocc_core.commands.evaluated import add_options, check_precision, open_labelled, setting_of
 from fusionocc_core.commands.weights import load_network_or_artefact
-from fusionocc_core.memory import keep_freed_memory
+from fusionocc_core.process import arrange_process
 
 if TYPE_CHECKING:
     from fusionocc_core.engine.baseline_scores import BaselineScores
@@ -218,5 +218,5 @@ def judge(args: argparse.Namespace, metrics: dict[str, float], *, quiet: bool) -
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    arrange_process()
     sys.exit(main())

@@ -26,7 +26,7 @@ FLOORS = (
     ("structures",),
     ("grids",),
     ("ops", "losses", "checkpoints", "geometry", "gaussians"),
-    ("memory", "side_by_side"),
+    ("process", "side_by_side"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(reversed(FLOORS)) for name in names}
 ROS_PACKAGES = {"rclpy", "fusionocc_ros", "fusionocc_msgs", "sensor_msgs", "std_msgs", "rosbags", "tf2_msgs"}

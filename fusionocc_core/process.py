@@ -1,7 +1,6 @@
-"""How a program's allocator treats the large blocks of memory that networks take and give back in every frame.
+"""Settings of a whole process that runs networks on a CPU: its memory, and threads that nobody needs.
 
-The C library hands blocks above a threshold back to the system at once, and every new one costs page faults: a quarter
-of the time of a frame of flashfusion-mini (docs/performance.md). A process that runs networks keeps them instead.
+Programs make them in their first lines; libraries do not.
 """
 
 from __future__ import annotations
@@ -23,11 +22,18 @@ LARGE_BYTES = 256 << 20
 """Blocks from here on come from the system and go back at once: networks of that size are slow anyway."""
 
 
+def arrange_process() -> None:
+    """``keep_freed_memory`` and ``calm_numpy_threads``."""
+    keep_freed_memory()
+    calm_numpy_threads()
+
+
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, for the next frame; where the C library is not glibc, nothing happens.
 
-    A setting of the whole process, for its first lines: programs call it, libraries do not. Threads share one heap from
-    then on, since the heaps of other threads would give their memory back all the same.
+    By itself the C library hands large blocks back to the system at once, and every new one costs page faults: a
+    quarter of the time of a frame of flashfusion-mini. Threads share one heap from then on, since the heaps of other
+    threads would give their memory back all the same.
 
     Returns:
         Whether the C library took the settings.
@@ -46,3 +52,18 @@ def keep_freed_memory() -> bool:
     taken = [bool(mallopt(ctypes.c_int(name), ctypes.c_int(value))) for name, value in settings.items()]
     logger.debug("allocator: settings %s", "taken" if all(taken) else f"taken in part: {taken}")
     return all(taken)
+
+
+def calm_numpy_threads() -> int:
+    """Let NumPy's linear algebra (OpenBLAS) compute in the thread that asks; returns how many libraries were told.
+
+    After a product its threads wait for the next one by spinning: a program that transforms a cloud twenty times a
+    second loses a whole core to them. PyTorch's threads are not touched.
+    """
+    import numpy as np
+    from threadpoolctl import ThreadpoolController
+
+    np.zeros(0)  # what is not loaded yet would not be found
+    found = ThreadpoolController().select(internal_api="openblas")
+    found.limit(limits=1)
+    return len(found)
