@@ -49,11 +49,13 @@ OFFICIAL = Size(
     azimuth_step=0.33,
     frustum=(6, 88, 32, 88),
     gaussians=25_600,
-    probable_gaussians=2_560,
+    probable_gaussians=1_280,
     rays=2_048,
     scattered=300_000,
 )
 """fusionocc-base's clouds and frustums, GaussianFormer's number of Gaussians."""
+SHORT = replace(OFFICIAL, gaussians=12_800, probable_gaussians=640, rays=1_024)
+"""For `make bench`: the published algorithms take their time."""
 TINY = Size(
     grid=replace(OCC3D_GRID, lower=(-3.2, -3.2, -1.0), upper=(3.2, 3.2, 5.4)),
     gaussian_grid=SplatGrid(lower=(-5.0, -5.0, -5.0), voxel_size=(0.5, 0.5, 0.5), shape_xyz=(20, 20, 16)),

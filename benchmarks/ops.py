@@ -22,7 +22,7 @@ import torch
 from cases import CASES, Case, Setting, setting
 from floors import Rates, best_ms, measure_rates, rates_in_words
 from machine import in_words, machine, wide_console, write_report
-from op_inputs import OFFICIAL, TINY, cloud_from_files
+from op_inputs import OFFICIAL, SHORT, TINY, cloud_from_files
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -61,7 +61,7 @@ def measure(case: Case, repeats: int, rates: Sequence[Rates], device: str) -> li
     peaks = [peak_bytes(candidate.run, device != "cpu") for candidate in case.candidates]
     lines = []
     for rate in rates:
-        timings = take_turns(case.candidates, repeats, rate.threads)
+        timings = take_turns(case.candidates, repeats, rate.threads, warm_up=0)  # the comparison was one
         floor = rate.floor_ms(case.work)
         for candidate, timing, peak in zip(case.candidates, timings, peaks, strict=True):
             line = Line(
@@ -100,26 +100,28 @@ def _tensors(result: object) -> tuple[Tensor, ...]:
 
 
 def tables(lines: Sequence[Line], threads: int) -> Table:
-    """One line a candidate."""
+    """The name of each case, its floor, and a line for each candidate."""
     table = Table(title=f"{threads} thread{'s' if threads > 1 else ''}", title_justify="left")
-    for heading in ("", "candidate", "median ms", "CPU ms", "times ours", "by CPU", "peak MB", "floor ms", "distance"):
-        table.add_column(heading, justify="left" if heading in ("", "candidate") else "right")
+    for heading in ("", "median ms", "CPU ms", "times ours", "by CPU", "peak MB", "floor ms", "distance"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
     previous = ""
     for line in lines:
-        first, timing = line.case != previous, line.timing
-        label = line.candidate + (f", {line.threads} thread" if line.threads < threads else "")
+        timing = line.timing
+        if line.case != previous:
+            table.add_section()
+            table.add_row(f"[bold]{line.case}", *[""] * 5, digits(line.floor_ms))
+        previous = line.case
+        ours = line.kind == "ours"
         table.add_row(
-            line.case if first else "",
-            label,
+            f"  {line.candidate}" + (f", {line.threads} thread" if line.threads < threads else ""),
             digits(timing.median_ms),
             digits(timing.median_cpu_ms),
-            "" if line.kind == "ours" else f"{timing.ratio:.2f}",
-            "" if line.kind == "ours" else f"{timing.ratio_cpu:.2f}",
+            "" if ours else f"{timing.ratio:.2f}",
+            "" if ours else f"{timing.ratio_cpu:.2f}",
             megabytes(line.peak_bytes),
-            digits(line.floor_ms) if first else "",
-            f"{line.distance:.1f}" if line.kind == "ours" else "",
+            "",
+            f"{line.distance:.1f}" if ours else "",
         )
-        previous = line.case
     return table
 
 
@@ -164,7 +166,7 @@ def run(
         flat = [line for group in mine for line in group]
         console.print(tables(flat, rate.threads))
         console.print(rates_in_words(rate), highlight=False, soft_wrap=True)
-        for sentence in verdict(flat) if given.size is OFFICIAL else ():
+        for sentence in verdict(flat) if given.size is not TINY else ():
             console.print(sentence, highlight=False, soft_wrap=True)
     return {"rates": [asdict(rate) for rate in rates], "lines": [asdict(line) for line in lines]}
 
@@ -184,11 +186,11 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=tuple(CASES), default=tuple(CASES), metavar="OP", help="some of them"
     )
-    parser.add_argument("--short", action="store_true", help="the rows that say most, three repeats")
+    parser.add_argument("--short", action="store_true", help="the rows that say most, fewer Gaussians, two repeats")
     parser.add_argument("--tiny", action="store_true", help="next to nothing to do: does everything run?")
     parser.add_argument("--points", nargs="*", type=Path, help="LiDAR sweeps (nuScenes .bin) instead of the simulation")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1], help="one table each (default: 2 1)")
-    parser.add_argument("--repeats", type=int, help="measured rounds (default: 5; with --short 3)")
+    parser.add_argument("--repeats", type=int, help="measured rounds (default: 5; with --short 2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/ops.json"))
     args = parser.parse_args()
@@ -197,13 +199,13 @@ def main() -> None:
     torch.set_num_threads(max(args.threads))
     gc.freeze()  # what the imports left: the memory readings collect garbage again and again
     given = setting(
-        TINY if args.tiny else OFFICIAL,
+        TINY if args.tiny else SHORT if args.short else OFFICIAL,
         args.device,
         short=args.short,
         cloud=cloud_from_files(args.points) if args.points else None,
     )
     console, about = wide_console(), machine()
-    repeats = args.repeats or (3 if args.short else 5)
+    repeats = args.repeats or (2 if args.short else 5)
     numbers = run(given, args.only, args.threads, repeats, console)
     console.print(in_words(about), highlight=False, soft_wrap=True)
     write_report(args.out, about, {"repeats": repeats, **numbers})
