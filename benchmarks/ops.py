@@ -61,7 +61,7 @@ def measure(case: Case, repeats: int, rates: Sequence[Rates], device: str) -> li
     peaks = [peak_bytes(candidate.run, device != "cpu") for candidate in case.candidates]
     lines = []
     for rate in rates:
-        timings = take_turns(case.candidates, repeats, rate.threads, warm_up=0)  # the comparison was one
+        timings = take_turns(case.candidates, repeats, rate.threads)
         floor = rate.floor_ms(case.work)
         for candidate, timing, peak in zip(case.candidates, timings, peaks, strict=True):
             line = Line(
