@@ -23,6 +23,7 @@ import numpy as np
 from baselines.ray_iou import walk
 from machine import in_words, machine, write_report
 from numpy.typing import NDArray
+from op_inputs import a_voxel_off, street
 from rich.console import Console
 from rich.table import Table
 
@@ -50,26 +51,11 @@ class Timing:
     ratio: float
 
 
-def street(seed: int) -> NDArray[np.uint8]:
-    """Road, terrain, houses on both sides, cars and trees."""
-    rng = np.random.default_rng(seed)
-    labels = np.full(OCC3D_GRID.shape, FREE, np.uint8)
-    labels[:, :, 2] = 14
-    labels[:, 85:115, 2] = 11
-    for start in range(0, 200, 20):
-        for side in (rng.integers(55, 75), rng.integers(125, 145)):
-            labels[start : start + 15, side : side + 10, 2 : rng.integers(8, 16)] = 15
-    for label, count, size in ((4, 14, (11, 5, 4)), (16, 30, (5, 5, 9)), (7, 10, (2, 2, 4))):
-        for x, y in rng.integers((0, 70), (188, 130), (count, 2)):
-            labels[x : x + size[0], y : y + size[1], 3 : 3 + size[2]] = label
-    return labels
-
-
 def case() -> tuple[Occupancy, OccupancyTruth]:
     """Labels with masks and origins, and a prediction that is a voxel off in places."""
     rng = np.random.default_rng(0)
     truth = street(0)
-    said = np.where(rng.random(truth.shape) < 0.8, truth, np.roll(truth, 1, axis=0))
+    said = a_voxel_off(truth)
     origins = np.stack([np.linspace(-35, 35, 8), np.full(8, 0.13), np.full(8, 1.84)], axis=1)
     labels = OccupancyTruth(
         labels=truth,

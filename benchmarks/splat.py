@@ -11,7 +11,6 @@ in one process.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import math
 import multiprocessing
@@ -22,16 +21,19 @@ from pathlib import Path
 
 import torch
 from machine import Machine, in_words, machine, write_report
+from op_inputs import OFFICIAL
+from op_inputs import gaussians as made_up
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import peak_bytes
 from torch import Tensor
 
 from fusionocc_core.gaussians import Gaussians
 from fusionocc_core.ops.gaussian_splat import SplatOptions, splat_additive, splat_probabilistic
-from fusionocc_core.ops.gaussian_splat_boxes import SplatGrid, boxes_of
+from fusionocc_core.ops.gaussian_splat_boxes import boxes_of
 
-GRID = SplatGrid(lower=(-50.0, -50.0, -5.0), voxel_size=(0.5, 0.5, 0.5), shape_xyz=(200, 200, 16))
+GRID = OFFICIAL.gaussian_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,20 +78,7 @@ MOST_PAIRS = 15.0
 
 def make(case: Case) -> Gaussians:
     """Anywhere in the grid, turned in any direction."""
-    num, generator = case.num, torch.Generator().manual_seed(0)
-    lower = torch.tensor(GRID.lower)
-    size = torch.tensor(GRID.shape_xyz) * torch.tensor(GRID.voxel_size)
-    if case.kind == "solid":
-        scales = 0.08 + 0.56 * torch.rand(1, num, 3, generator=generator)
-    else:
-        scales = 0.01 + 1.79 * torch.randn(1, num, 3, generator=generator).sigmoid()
-    return Gaussians(
-        means_BG3=lower + size * torch.rand(1, num, 3, generator=generator),
-        scales_BG3=case.scale * scales,
-        rotations_BG4=torch.randn(1, num, 4, generator=generator),
-        opacities_BG=torch.rand(1, num, generator=generator),
-        semantics_BGC=torch.randn(1, num, 18 if case.kind == "solid" else 17, generator=generator).softmax(dim=2),
-    )
+    return made_up(case.kind, case.num, case.scale, GRID)
 
 
 def splat(case: Case, gaussians: Gaussians) -> list[Tensor]:
@@ -117,24 +106,23 @@ def once(case: Case) -> tuple[float, float]:
     torch.set_num_threads(1)
     ready(replace(case, num=10, scale=1.0))()
     run = ready(case)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs left to the allocator would hide what this one takes
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
-    before, start = resident_kilobytes("VmRSS"), time.process_time()
-    run()
-    return time.process_time() - start, (resident_kilobytes("VmHWM") - before) / 1024
+    spent = [0.0]
+
+    def timed() -> object:
+        start = time.process_time()
+        result = run()
+        spent[0] = time.process_time() - start
+        return result
+
+    peak = peak_bytes(timed)
+    assert peak is not None, "memory is read on Linux only"
+    return spent[0], peak / 1e6
 
 
 def measured(cases: Sequence[Case], *, fresh: bool) -> Iterator[tuple[float, float]]:
     """``once`` of every case, each in a process of its own, or all in one after the other."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1 if fresh else None) as pool:
         yield from pool.imap(once, cases)
-
-
-def resident_kilobytes(field: str) -> int:
-    """Memory of this process: "VmRSS" now, "VmHWM" at its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def seconds(cases: Sequence[Case], repeats: int) -> list[float]:

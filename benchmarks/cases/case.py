@@ -43,15 +43,16 @@ def setting(size: Size = OFFICIAL, device: str = "cpu", short: bool = False, clo
 
 
 def gradients(run: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-    """Forward and backward of ``run``: the gradients of the sum of its result, weighted unevenly."""
-    weights: list[Tensor] = []
+    """Forward and backward of ``run``, with a gradient of its result that lies in memory as the result does."""
+    made: list[Tensor] = []
 
     def forward_backward() -> tuple[Tensor, ...]:
         result = run()
-        if not weights:
-            weights.append(torch.linspace(0.5, 1.5, result.shape[1], device=result.device))
-        shape = (1, -1, *[1] * (result.dim() - 2))
-        return torch.autograd.grad((result * weights[0].view(shape)).sum(), leaves)
+        if not made:
+            torch.manual_seed(0)
+            values = torch.rand(result.shape, device=result.device) + 0.5
+            made.append(torch.empty_like(result).copy_(values))
+        return torch.autograd.grad(result, leaves, made[0])
 
     return forward_backward
 

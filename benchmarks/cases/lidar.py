@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from itertools import product
 
@@ -12,6 +11,7 @@ from floors import Work
 from machine import installed
 from timing import Candidate
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from cases.case import Case, Setting, with_backward
 from fusionocc_core.grids import VoxelGrid
@@ -207,9 +207,6 @@ def encoder_cases(given: Setting) -> Iterator[Case]:
 
 def encoder_operations(given: Setting) -> float:
     """Multiply-adds of the matrix products, twice."""
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # it warns of what torch itself does
-    from torch.utils.flop_counter import FlopCounterMode
-
     config = LidarEncoderConfig(grid=given.size.lidar_grid, backend="torch")
     encoder = SparseLidarEncoder(config).eval().to(given.device)
     threads = torch.get_num_threads()
