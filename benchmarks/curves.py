@@ -40,6 +40,7 @@ from fusionocc_core.ops.volume_render_rays import RenderConfig
 from fusionocc_core.ops.voxelize import voxelize
 from fusionocc_core.predictor import Predictor
 from fusionocc_core.presets import load_model, make_network
+from fusionocc_core.process import arrange_process
 from fusionocc_core.structures import SensorFrame
 
 NETWORK = "flashfusion-mini"
@@ -290,8 +291,12 @@ def plot(path: Path, found: Sequence[Sequence[Point]], about: Machine) -> None:
         axes[0, column].legend(fontsize=7)
         units = dict.fromkeys(points[0].unit for points in found if points[0].against == against)
         axes[1, column].set_xlabel(", ".join(units), fontsize=8)
+        ticks = [point.number for point in next(points for points in found if points[0].against == against)]
         for panel in axes[:, column]:
             panel.grid(True, which="both", color="0.92")
+            if len(units) == 1:
+                panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+            panel.xaxis.set_minor_formatter("")
     axes[0, 0].set_ylabel("processor time, ms")
     axes[1, 0].set_ylabel("peak memory, MB")
     figure.suptitle(f"{about['cpu']}, one thread, commit {about['commit']}", fontsize=10)
@@ -318,6 +323,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw them (needs matplotlib)")
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/curves.json"))
     args = parser.parse_args()
+    arrange_process()  # as the package's programs do
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     gc.freeze()  # what the imports left: the memory readings collect garbage again and again

@@ -29,6 +29,8 @@ from rich.table import Table
 from timing import Timing, megabytes, peak_bytes, take_turns
 from torch import Tensor
 
+from fusionocc_core.process import arrange_process
+
 BASELINE_RATIO = 2.0
 """How many times as fast as the published algorithm an op is meant to be, at least."""
 SLOWER = 0.95
@@ -196,6 +198,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: this PyTorch sees no CUDA device")
+    arrange_process()  # as the package's programs do
     torch.set_num_threads(max(args.threads))
     gc.freeze()  # what the imports left: the memory readings collect garbage again and again
     given = setting(
