@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 Config = TypeVar("Config")
 
@@ -178,6 +179,29 @@ def _read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, st
             return metadata, {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged or truncated ({error})") from error
+
+
+class WithoutFreshWeights(TorchFunctionMode):
+    """Inside the block, networks are made whose weights hold anything: for those that are read right afterwards.
+
+    Drawing random numbers for a hundred million weights takes several times as long as reading them. What is left out
+    are the functions of torch.nn.init and writing into a Parameter in place; buffers and whatever else a constructor
+    computes come about as always. ``load_strictly`` then sees that every weight is overwritten.
+    """
+
+    _FILLING = frozenset(
+        {"uniform_", "normal_", "trunc_normal_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_"}
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a function of PyTorch, unless it would give a Parameter its first values."""
+        fills = getattr(func, "__name__", "") in self._FILLING or getattr(func, "__module__", "") == "torch.nn.init"
+        target = args[0] if args else (kwargs or {}).get("tensor")
+        if fills and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **(kwargs or {}))
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, source: str, target: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 
 from rich.console import Console
@@ -39,19 +40,22 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: None takes those of the process, whose memory is then arranged for networks.
     """
-    if arguments is None:
-        arrange_process()
-    return run_command(make_parser(), arguments)
+    return run_command(make_parser(), arguments, before=arrange_process if arguments is None else None)
 
 
-def run_command(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
+def run_command(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, *, before: Callable[[], None] | None = None
+) -> int:
     """Run what the arguments ask for; a mistake of the user's is one line on stderr and exit code 2, not a traceback.
 
     Args:
         parser: its commands have set ``run=function(args) -> exit code``.
         arguments: None takes those of the process.
+        before: called before the command, and not for --help, which loads no NumPy.
     """
     args = parser.parse_args(arguments)
+    if before is not None:
+        before()
     verbose = getattr(args, "verbose", False)
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")

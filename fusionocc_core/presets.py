@@ -17,6 +17,7 @@ import torch
 from fusionocc_core import DEFAULT_PRESET
 from fusionocc_core.checkpoints import (
     ModelCard,
+    WithoutFreshWeights,
     decode_config,
     is_model_file,
     load_strictly,
@@ -231,7 +232,8 @@ def _from_preset(name: str, checkpoint: Path | None) -> OccupancyNetwork:
                 "load it by its path alone to take the network that it describes"
             )
         return model
-    model = make_network(config)
+    with WithoutFreshWeights():
+        model = make_network(config)
     load_official(model, checkpoint, preset=name)
     return model
 
@@ -249,7 +251,8 @@ def _from_model_file(path: Path) -> OccupancyNetwork:
             f"{path}: holds a {file.network}, this version knows {', '.join(known)}: update fusionocc, or import the "
             "network first if it is your own"
         )
-    model = make_network(decode_network_config(file.config))
+    with WithoutFreshWeights():
+        model = make_network(decode_network_config(file.config))
     load_strictly(model, file.state, source=str(path), target=f"the {file.network} that it describes")
     model.card = file.card
     return model

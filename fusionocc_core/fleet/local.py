@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from fusionocc_core.engine.stopping import StopRequest
 from fusionocc_core.fleet.store import Store
 from fusionocc_core.fleet.worker import Job, Stopped, Worker, predictor_of
+from fusionocc_core.process import arrange_process
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def _end_of(process: BaseProcess) -> str:
 
 def _work(job: Job, number: int, workers: int) -> None:
     """A worker's process; ends itself when its parent is gone."""
+    arrange_process()
     logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s worker {number}: %(message)s")
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fusionocc_core.fleet.worker import Job, Worker, predictor_of
+from fusionocc_core.process import arrange_process
 
 _QUIET = ("ray", "ray.data")
 
@@ -21,6 +22,7 @@ class RayWorker:
     """A callable of Ray Data: batches of places in ``job.units`` in, places out when the units are done."""
 
     def __init__(self, job: Job) -> None:
+        arrange_process()
         self._job = job
         # Ray shows each actor its own GPUs alone, so that every one of them begins to count at 0.
         self._worker = Worker(job, predictor_of(job, 0))

@@ -1,0 +1,116 @@
+"""Throughput of `fusionocc predict` against the number of workers on this machine.
+
+    python benchmarks/fleet.py                                       # simulates its own streets first
+    python benchmarks/fleet.py --data data/sim --keyframes 80 --workers 1 2 4 --rounds 5 --out out/benchmarks/fleet.json
+
+Each round runs every number of workers once, in turn, over the same keyframes into a fresh folder. Two rates: while
+all workers work (from the first unit that is begun to the last that is done), and with everything around (processes
+started, PyTorch imported, weights read, the manifest written).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from machine import in_words, machine, write_report
+from rich.console import Console
+from rich.table import Table
+
+from fusionocc_core.commands.predict import fitted, make_seeded_model
+from fusionocc_core.commands.predict_fleet import make_predictor
+from fusionocc_core.data.nuscenes import NuScenesFrames
+from fusionocc_core.fleet.local import run_local
+from fusionocc_core.fleet.run import finish, prepare
+from fusionocc_core.fleet.store import Store
+from fusionocc_core.fleet.units import DataSet, cut
+from fusionocc_core.fleet.worker import Job
+
+
+def make_job(args: argparse.Namespace, root: Path) -> Job:
+    """The first keyframes of a data set, cut into units."""
+    frames = NuScenesFrames(root, threads=args.threads)[: args.keyframes]
+    data = (DataSet(name="", frames=fitted(frames, make_seeded_model(args.preset, None))),)
+    return Job(
+        out=Path("."),
+        data=data,
+        units=cut(data, args.chunk),
+        predictor=partial(make_predictor, args.preset, None),
+        device=args.device,
+        pictures=args.pictures,
+        threads=args.threads,
+    )
+
+
+def measure(job: Job, workers: int) -> dict[str, float]:
+    """Keyframes a second of one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = replace(job, out=Path(folder))
+        prepare(job)
+        began = time.perf_counter()
+        run_local(job, workers)
+        finish(job)
+        whole = time.perf_counter() - began
+        records = [Store(job.out).record(unit.name) for unit in job.units]
+    working = max(record.ended_unix_s for record in records) - min(record.began_unix_s for record in records)
+    return {"working": job.keyframes / working, "whole": job.keyframes / whole}
+
+
+def simulated(folder: Path, keyframes: int) -> Path:
+    """A street to predict, where no data set was named."""
+    from fusionocc_core.cli import main as fusionocc
+
+    scenes = -(-keyframes // 20)
+    code = fusionocc(["simulate", "--out", str(folder), "--scenes", str(scenes), "--keyframes", "20"])
+    if code:
+        raise SystemExit(code)
+    return folder
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, metavar="ROOT")
+    parser.add_argument("--keyframes", type=int, default=40)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
+    parser.add_argument("--chunk", type=int, default=5, help="keyframes of a unit")
+    parser.add_argument("--preset", default="flashfusion-mini")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pictures", action="store_true", help="draw an overview of each keyframe too")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        job = make_job(args, args.data or simulated(Path(folder) / "sim", args.keyframes))
+        console.print(f"{job.keyframes} keyframes in {len(job.units)} units, {args.rounds} rounds", highlight=False)
+        rounds = [{workers: measure(job, workers) for workers in args.workers} for _ in range(args.rounds)]
+    table = Table(
+        "workers", "keyframes/s, working", "times the first", "keyframes/s, start included", "times the first"
+    )
+    rows = []
+    for workers in args.workers:
+        row: dict[str, float] = {"workers": workers}
+        for rate in ("working", "whole"):
+            row[rate] = median(one[workers][rate] for one in rounds)
+            row[f"{rate}_ratio"] = median(one[workers][rate] / one[args.workers[0]][rate] for one in rounds)
+        rows.append(row)
+        table.add_row(
+            f"{workers}",
+            *(f"{row[key]:.2f}" for key in ("working", "working_ratio", "whole", "whole_ratio")),
+        )
+    console.print(table)
+    about = machine()
+    console.print(in_words(about), highlight=False, soft_wrap=True)
+    if args.out:
+        write_report(args.out, about, {"medians": rows, "rounds": rounds, "threads a worker": args.threads})
+
+
+if __name__ == "__main__":
+    main()
