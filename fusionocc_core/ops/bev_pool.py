@@ -7,14 +7,33 @@ grid (sorted by voxel), V = B * Z * Y * X voxels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fusionocc_core.ops.sparse_volume import Shape3
 
 BACKENDS = ("auto", "embedding_bag", "index_add")
+
+
+CHUNK_POINTS = 16_384
+"""Whose features the backward pass writes down at a time: they fit a processor's cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsByFeature:
+    """The points of a plan, image position after image position; F = B * N * h * w of these."""
+
+    depth_rows_P: Tensor
+    """(P,) integer position in depth (B, N, D, h, w), flattened."""
+    voxels_P: Tensor
+    """(P,) integer position in the volume (B, Z, Y, X), flattened."""
+    starts_F1: Tensor
+    """(F + 1,) integer: points of image position f are starts[f] to starts[f + 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +52,18 @@ class BevPoolPlan:
     """(B, N, D, h, w)."""
     shape_zyx: Shape3
     """Voxels along z, y, x."""
+
+    @cached_property
+    def by_feature(self) -> PointsByFeature:
+        """The same points for the backward pass, which sums over those of each feature."""
+        b, n, _, h, w = self.frustum_shape
+        order_P = self.feat_rows_P.argsort(stable=True)
+        counts_F = torch.bincount(self.feat_rows_P, minlength=b * n * h * w)
+        return PointsByFeature(
+            depth_rows_P=self.depth_rows_P[order_P],
+            voxels_P=self.voxels_P[order_P].to(self.starts_V1.dtype),
+            starts_F1=F.pad(counts_F.cumsum(0), (1, 0)).to(self.starts_V1.dtype),
+        )
 
     def to(self, device: torch.device | str) -> BevPoolPlan:
         """The same plan on another device."""
@@ -133,11 +164,41 @@ def _pool_index_add(depth_R: Tensor, feat_RC: Tensor, plan: BevPoolPlan) -> Tens
 
 
 def _pool_embedding_bag(depth_R: Tensor, feat_RC: Tensor, plan: BevPoolPlan) -> Tensor:
+    if torch.is_grad_enabled() and (depth_R.requires_grad or feat_RC.requires_grad):
+        volume_VC: Tensor = _Pool.apply(depth_R, feat_RC, plan)
+        return volume_VC
+    return _weighted_sums(plan.feat_rows_P, feat_RC, plan.starts_V1, depth_R[plan.depth_rows_P])
+
+
+class _Pool(torch.autograd.Function):
+    """Sums by embedding_bag, forward and backward: its own backward pass would sort the points in every call."""
+
+    @staticmethod
+    def forward(ctx: Any, depth_R: Tensor, feat_RC: Tensor, plan: BevPoolPlan) -> Tensor:
+        ctx.save_for_backward(depth_R, feat_RC)
+        ctx.plan = plan
+        return _weighted_sums(plan.feat_rows_P, feat_RC, plan.starts_V1, depth_R[plan.depth_rows_P])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_VC: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        depth_R, feat_RC = ctx.saved_tensors
+        plan: BevPoolPlan = ctx.plan
+        grad_VC, grad_depth_R, grad_feat_RC = grad_VC.contiguous(), None, None
+        if ctx.needs_input_grad[0]:
+            grad_depth_R = torch.zeros_like(depth_R)  # where no point of the grid is
+            parts = (rows.split(CHUNK_POINTS) for rows in (plan.depth_rows_P, plan.feat_rows_P, plan.voxels_P))
+            for depth_rows, feat_rows, voxels in zip(*parts, strict=True):
+                products = feat_RC.index_select(0, feat_rows).mul_(grad_VC.index_select(0, voxels))
+                grad_depth_R[depth_rows] = products.sum(dim=1)  # a depth belongs to one point
+        if ctx.needs_input_grad[1]:
+            points = plan.by_feature
+            weight_P = depth_R[points.depth_rows_P]
+            grad_feat_RC = _weighted_sums(points.voxels_P, grad_VC, points.starts_F1, weight_P)
+        return grad_depth_R, grad_feat_RC, None
+
+
+def _weighted_sums(rows_P: Tensor, table_RC: Tensor, starts_S1: Tensor, weight_P: Tensor) -> Tensor:
     return F.embedding_bag(
-        plan.feat_rows_P,
-        feat_RC,
-        plan.starts_V1,
-        mode="sum",
-        per_sample_weights=depth_R[plan.depth_rows_P],
-        include_last_offset=True,
+        rows_P, table_RC, starts_S1, mode="sum", per_sample_weights=weight_P, include_last_offset=True
     )

@@ -70,6 +70,21 @@ def test_pooling(batch, cameras, where):
     assert_same(with_gradients(lambda d, f: pool_by_cumsum(d, f, voxel, shape_zyx), (depth, feat)), ours)
 
 
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_pooling_with_a_gradient_of_one_input(wanted):
+    generator = torch.Generator().manual_seed(0)
+    voxel = torch.stack([torch.randint(-1, n + 1, (1, 2, 6, 2, 3), generator=generator) for n in (5, 4, 2)], dim=-1)
+    inputs = [torch.rand(1, 2, 6, 2, 3, generator=generator), torch.randn(1, 2, 7, 2, 3, generator=generator)]
+    inputs[wanted].requires_grad_()
+    plan = plan_bev_pool(voxel, (2, 4, 5))
+    # The gradient of a sum is one number that is read everywhere.
+    ours, theirs = (
+        torch.autograd.grad(pooled.sum(), inputs[wanted])[0]
+        for pooled in (bev_pool(*inputs, plan), pool_by_cumsum(*inputs, voxel, (2, 4, 5)))
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
 def voxels(shape, share, batch, channels, seed):
     generator = torch.Generator().manual_seed(seed)
     coords = (torch.rand(batch, *shape, generator=generator) < share).nonzero()
