@@ -186,10 +186,15 @@ def demo(plan: DemoPlan, console: Console) -> Summary:
         raise ValueError(f"{plan.data}: there is no LiDAR, and every answer belongs to a sweep")
     _check_cameras(plan, frames)
     make_output_folder(plan.out)
+    bag, answers = play_scene(plan, frames, scene, console)
+    return _write_results(plan, frames, bag, answers, console)
+
+
+def play_scene(plan: DemoPlan, frames: NuScenesFrames, scene: str, console: Console) -> tuple[BagSummary, Answers]:
+    """Write a scene as a bag and the node's parameters into ``plan.out``, gather the answers to it; errors as ``demo``."""
     bag = _write_bag(plan, scene)
     settings = _write_parameters(plan, frames)
-    answers = _play(plan, bag, settings, console)
-    return _write_results(plan, frames, bag, answers, console)
+    return bag, _play(plan, bag, settings, console)
 
 
 def _check_cameras(plan: DemoPlan, frames: NuScenesFrames) -> None:
