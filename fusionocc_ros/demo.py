@@ -191,7 +191,7 @@ def demo(plan: DemoPlan, console: Console) -> Summary:
 
 
 def play_scene(plan: DemoPlan, frames: NuScenesFrames, scene: str, console: Console) -> tuple[BagSummary, Answers]:
-    """Write a scene as a bag and the node's parameters into ``plan.out``, gather the answers to it; errors as ``demo``."""
+    """Write a scene as a bag, and the node's parameters, into ``plan.out``; gather the answers. Errors as ``demo``."""
     bag = _write_bag(plan, scene)
     settings = _write_parameters(plan, frames)
     return bag, _play(plan, bag, settings, console)
