@@ -262,20 +262,23 @@ def test_an_output_that_cannot_be_made_costs_that_output_only(world: World, capf
     world.add(vehicle.node)
     node = start(world, FakeNetwork(), publish__images=True, diagnostics_period=0.2)
     from sensor_msgs.msg import Image
+    from visualization_msgs.msg import MarkerArray
 
     got = world.collect(SemanticOccupancy, "/fusionocc/occupancy")
     seen = world.collect(Image, "/fusionocc/images/cam_front/depth")
     world.collect(Image, "/fusionocc/images/cam_back/depth")
+    ellipsoids = world.collect(MarkerArray, "/fusionocc/gaussians")  # the network has none: that is no fault
     diagnostics = world.collect(DiagnosticArray, "/diagnostics")
     assert world.spin_until(connected(vehicle))
-    assert world.spin_until(lambda: node.count_subscribers("/fusionocc/images/cam_back/depth") == 1)
+    for topic in ("images/cam_back/depth", "gaussians"):
+        assert world.spin_until(lambda topic=topic: node.count_subscribers(f"/fusionocc/{topic}") == 1)
     world.spin_for(0.2)
     drive(world, vehicle, node, 1, cameras=tuple(c for c in vehicle.pictures if c != "CAM_BACK"))
     assert world.spin_until(lambda: bool(got) and bool(diagnostics))
     assert node._outputs is not None
     # The camera sits above the small grid, so neither can be told; the occupancy is published all the same.
     assert set(node._outputs.failed) == {f"~/images/cam_{n}/depth" for n in ("front", "back")}
-    assert seen == []
+    assert seen == ellipsoids == []
     text = "".join(capfd.readouterr())
     assert "~/images/cam_back/depth cannot be made: camera CAM_BACK did not take part" in text
     diagnostics.clear()
