@@ -170,9 +170,12 @@ def table_of(results: Sequence[Result], task: Task) -> Table:
     """One line a preset."""
     what = "a step of training" if task.train else "sensors to labels"
     unit = f"{task.threads} thread{'s' if task.threads > 1 else ''}"
-    table = Table(title=f"{what}, {unit}, {task.device}", title_justify="left")
+    table = Table(
+        title=f"{what}, {unit}, {task.device}; milliseconds; parameters in millions, multiply-adds in G",
+        title_justify="left",
+    )
     parts = [] if task.train else ["prepare", "network", "decode"]
-    headings = ("", "M params", "G MACs", "load ms", "first ms", "median ms", "CPU ms", *parts, "peak MB")
+    headings = ("", "params", "MACs", "load", "first", "median", "CPU", *parts, "peak MB")
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for result in results:
