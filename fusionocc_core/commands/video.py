@@ -15,7 +15,8 @@ from fusionocc_core.commands.view_sources import add_source_arguments, open_sour
 
 if TYPE_CHECKING:
     from fusionocc_core.viz.canvas import Picture
-    from fusionocc_core.viz.view_frame import ViewSource
+    from fusionocc_core.viz.video import VideoWriter
+    from fusionocc_core.viz.view_frame import ViewFrame, ViewSource
 
 AHEAD = 1
 """Pictures in the making besides those that threads work on."""
@@ -50,23 +51,33 @@ def run(args: argparse.Namespace) -> int:
     writer = VideoWriter(args.out, fps=args.fps)
     source = open_source(args)
     console = Console(stderr=True)
-    # Encoding takes as long as drawing: it has a thread of its own beside the ones that draw.
-    with make_progress() as bar, writer, ThreadPoolExecutor(1) as encoder:
+    with make_progress() as bar, writer:
         task = bar.add_task("frames", total=source.total)
-        writing: Future[None] | None = None
-        for picture in drawn(source, args.palette, args.threads):
-            if writing is not None:
-                writing.result()
-                bar.update(task, advance=1)
-            writing = encoder.submit(writer.write, picture)
-        if writing is not None:
-            writing.result()
-            bar.update(task, advance=1)
+        try:
+            for count in written(drawn(source, args.palette, args.threads), writer):
+                bar.update(task, completed=count)
+        except KeyboardInterrupt:
+            if source.total is not None or not writer.count:  # of a live source it is how a video ends
+                raise
     if not writer.count:
         raise ValueError(f"{source.name}: there is no frame to show")
     megabytes = args.out.stat().st_size / 1e6
     console.print(f"written: {args.out}, {writer.count} frames, {megabytes:.1f} MB", highlight=False, soft_wrap=True)
     return 0
+
+
+def written(pictures: Iterator[Picture], writer: VideoWriter) -> Iterator[int]:
+    """How many pictures are in the video, after each. Encoding takes as long as drawing: it has a thread of its own."""
+    with ThreadPoolExecutor(1) as encoder:
+        writing: Future[None] | None = None
+        for picture in pictures:
+            if writing is not None:
+                writing.result()
+                yield writer.count
+            writing = encoder.submit(writer.write, picture)
+        if writing is not None:
+            writing.result()
+            yield writer.count
 
 
 def drawn(source: ViewSource, palette: str | None, threads: int) -> Iterator[Picture]:
@@ -76,9 +87,20 @@ def drawn(source: ViewSource, palette: str | None, threads: int) -> Iterator[Pic
     draw = partial(scene_picture, title=source.name, palette=palette)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Picture]] = deque()
-        for frame in source:
+        frames = iter(source)
+        while (frame := _next(frames, source)) is not None:
             waiting.append(pool.submit(draw, frame))
             while len(waiting) > threads + AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _next(frames: Iterator[ViewFrame], source: ViewSource) -> ViewFrame | None:
+    """The next frame; None at the end, which of a live source is Ctrl-C."""
+    try:
+        return next(frames, None)
+    except KeyboardInterrupt:
+        if source.total is not None:
+            raise
+        return None

@@ -27,6 +27,14 @@ from fusionocc_core.viz.rerun_log import RerunLog
 from fusionocc_core.viz.web_view import web_view
 
 
+class Interrupted(Frames):
+    """Somebody presses Ctrl-C after the last frame."""
+
+    def __iter__(self):
+        yield from self.frames
+        raise KeyboardInterrupt
+
+
 class Recorder:
     """Stands in for a rerun stream: remembers what is logged under which time."""
 
@@ -280,6 +288,19 @@ class TestCommands:
         known = {"there": predictions, "empty": tmp_path / "empty"}
         assert main(["view", *(argument.format(**known) for argument in arguments), "--no-browser"]) == 2
         assert message in self.said(capsys)
+
+    @pytest.mark.parametrize("command", [("view", "--save", "a.rrd"), ("video", "--out", "a.mp4")], ids=str)
+    def test_ctrl_c_ends_a_live_source_and_leaves_a_whole_file(self, command, tmp_path, monkeypatch):
+        name, option, file = command
+        source = Interrupted(moment(), moment(1))
+        monkeypatch.setattr(f"fusionocc_core.commands.{name}.open_source", lambda args: source)
+        source.total = None
+        assert main([name, "ros", option, str(tmp_path / file)]) == 0
+        assert (tmp_path / file).stat().st_size > 1000
+        (tmp_path / file).unlink()
+        source.total = 9  # not live: it was not wanted to the end
+        assert main([name, "ros", option, str(tmp_path / file)]) == 130
+        assert list(tmp_path.iterdir()) == []
 
     def test_damaged_predictions(self, predictions, tmp_path, capsys):
         (predictions / "scene-1" / "3.npz").write_bytes(b"")
