@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from cases.cameras import bev_pool_cases, imgseg_cases
 from cases.case import Case, Setting, setting
 from cases.lidar import encoder_cases, scatter_cases, sparse_conv_cases, voxelize_cases
+from cases.sampling import aggregate_cases, deformable_conv_cases, raster_cases
 from cases.volumes import ray_iou_cases, render_cases, splat_cases
 
 __all__ = ["CASES", "Case", "Setting", "setting"]
@@ -19,6 +20,9 @@ CASES: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "splat": splat_cases,
     "render": render_cases,
     "ray_iou": ray_iou_cases,
+    "aggregate": aggregate_cases,
+    "deformable_conv": deformable_conv_cases,
+    "raster": raster_cases,
     "imgseg": imgseg_cases,
     "scatter": scatter_cases,
 }
