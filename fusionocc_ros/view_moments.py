@@ -114,7 +114,8 @@ class ViewMoments:
         self._waiting: deque[_Kept] = deque(maxlen=KEPT)
         self._answers: dict[int, _Kept] = {}
         self._gaussians: dict[int, _Kept] = {}
-        self._has_gaussians = False
+        # A running node offers them whatever its network has; a bag has the topic because something was recorded.
+        self._has_gaussians = bool(topics.gaussians) and not is_live
         self._last_ns: dict[str, int] = {}
         self._latest_ns = self._answered_ns = 0
         self._shown_ns = NEVER_NS

@@ -1,13 +1,14 @@
 """What `fusionocc view` reads from bags and topics: which topic is what, which messages belong together."""
 
 import argparse
+import time
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 from nuscenes_tree import write_tree
-from rclpy.serialization import deserialize_message
+from rclpy.serialization import deserialize_message, serialize_message
 from synthetic_sensors import SPEED, START, ego_pose, static_transforms
 from synthetic_sensors import cloud as cloud_message
 from tf2_msgs.msg import TFMessage
@@ -23,7 +24,7 @@ from fusionocc_ros.bag_view import OPENER as BAGS
 from fusionocc_ros.gaussian_markers import gaussians_to_markers
 from fusionocc_ros.live_view import OPENER as LIVE
 from fusionocc_ros.occupancy_messages import Provenance, message_to_occupancy, occupancy_to_message
-from fusionocc_ros.view_moments import ViewMoments, message_stamp_ns
+from fusionocc_ros.view_moments import GAUSSIANS_S, ViewMoments, message_stamp_ns
 from fusionocc_ros.view_topics import (
     CLOUD,
     COMPRESSED,
@@ -118,7 +119,8 @@ def markers(stamp_ns, frame="base_link"):
 @pytest.fixture
 def beside():
     """Moments of a LiDAR and a node's answers, of a vehicle whose poses are known."""
-    moments = ViewMoments(ViewTopics(lidar="/lidar_top", occupancy="/o", gaussians="/gaussians", deviations=1.5))
+    topics = ViewTopics(lidar="/lidar_top", occupancy="/o", gaussians="/gaussians", deviations=1.5)
+    moments = ViewMoments(topics, is_live=True)
     moments.take(TF_STATIC, 0, static_transforms)
     for k in range(-10, 200):
         moments.take(TF, 0, partial(pose, START + k * S // 10))
@@ -209,6 +211,9 @@ class TestGaussians:
         assert beside.next(newest=True) is None  # they are under way ...
         sweep(beside, 0.9)
         assert beside.next(newest=True).prediction.gaussians is None  # ... or left out for their rate
+        reply(beside, 0.9)
+        time.sleep(GAUSSIANS_S)  # nothing else comes
+        assert beside.next(newest=True).prediction.gaussians is None
 
     def test_markers_that_are_none_are_left_out_and_counted(self, beside):
         sweep(beside, 0.0, 1.0)
@@ -284,6 +289,26 @@ class TestBags:
             open_source(self.options(bag.path, "--cameras", "CAM_X"))
         with pytest.raises(ValueError, match="no moment to show"):
             list(open_source(self.options(bag.path, "--start", "99")))
+
+    def test_recorded_answers_and_their_gaussians(self, tmp_path):
+        from rosbags.rosbag2 import StoragePlugin, Writer
+
+        with Writer(tmp_path / "answers", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+            topics = {"/occ/occupancy": OCCUPANCY, "/occ/gaussians": MARKERS}
+            connections = {
+                topic: writer.add_connection(topic, kind, msgdef="-", rihs01="-") for topic, kind in topics.items()
+            }
+            for second in (1, 2):
+                message = answer(second * S, missing={"lidar": "no_message"})
+                writer.write(connections["/occ/occupancy"], second * S, serialize_message(message))
+            cloud, message = markers(2 * S)  # a node publishes them after the answer
+            writer.write(connections["/occ/gaussians"], 2 * S + 1, serialize_message(message))
+        first, second = open_source(self.options(tmp_path / "answers"))
+        assert first.prediction.gaussians is None
+        np.testing.assert_allclose(second.prediction.gaussians.means_G3, cloud.means_G3)
+        # --params says with how many deviations they were made.
+        np.testing.assert_allclose(second.prediction.gaussians.scales_G3, 1.5 * cloud.scales_G3, rtol=1e-6)
+        assert first.notes == ("lidar: no message",)
 
     def test_empty_and_missing_bags(self, tmp_path):
         from rosbags.rosbag2 import Writer
