@@ -48,7 +48,7 @@ BENCHMARKS = (
     Benchmark(
         name="ops",
         about="ops beside published algorithms, other packages and floors",
-        short=("--short",),
+        short=("--short", "--repeats", "1"),
         tiny=("--tiny", "--repeats", "1", "--threads", "1"),
     ),
     Benchmark(
