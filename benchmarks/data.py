@@ -4,7 +4,8 @@
     python benchmarks/data.py --tables 200000 [--repeats 3]
 
 Each row runs its candidates in turn, again and again, so that whatever else the machine does hits all of them alike.
-The table shows the best time of each and the median of the ratios of neighbouring runs. Without --data the pictures are
+The table shows the best time of each, the median of the ratios of neighbouring runs, and what a run takes at
+its peak of memory (Linux). Without --data the pictures are
 made up: six of 1600 x 900 pixels and eight clouds of 34,688 points. With --tables only opening is measured: made-up
 tables with so many rows of sample_data (v1.0-trainval has 2.6 million), read whole and through the index that
 `fusionocc prepare` writes, each time in a process of its own.
@@ -23,17 +24,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import cv2
 import numpy as np
 import torch
-from machine import Machine, in_words, machine, write_report
+from machine import Machine, in_words, machine, wide_console, write_report
 from made_up_tables import write_tables
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import Candidate, Timing, megabytes, peak_bytes, take_turns
 
 from fusionocc_core.data.files import read_image
 from fusionocc_core.data.nuscenes import NuScenesFrames, scale_intrinsics
@@ -48,14 +49,6 @@ POINTS = 34_688
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One way to reach a row's result."""
-
-    label: str
-    run: Callable[[], object]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Row:
     """Candidates for the same result; the first is ours, and ratios say how many times longer the others take."""
 
@@ -64,14 +57,13 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
-    """What one candidate took, milliseconds a frame of six cameras."""
+class Line:
+    """What one candidate took for a frame of six cameras."""
 
     row: str
     candidate: str
-    best_ms: float
-    median_ms: float
-    ratio_to_first: float
+    timing: Timing
+    peak_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +74,12 @@ class Source:
     paths: list[Path]
 
 
-def measure(row: Row, repeats: int) -> list[Timing]:
-    """Run the candidates of a row in turn; one unmeasured round first."""
-    runs: list[list[float]] = [[] for _ in row.candidates]
-    for attempt in range(repeats + 1):
-        for candidate, times in zip(row.candidates, runs, strict=True):
-            start = time.perf_counter()
-            candidate.run()
-            if attempt:
-                times.append((time.perf_counter() - start) * 1e3)
+def measure(row: Row, repeats: int) -> list[Line]:
+    """Run the candidates of a row in turn, then each once more for its memory."""
+    timings = take_turns(row.candidates, repeats, threads=1)
     return [
-        Timing(
-            row=row.name,
-            candidate=candidate.label,
-            best_ms=min(times),
-            median_ms=median(times),
-            ratio_to_first=median(t / first for t, first in zip(times, runs[0], strict=True)),
-        )
-        for candidate, times in zip(row.candidates, runs, strict=True)
+        Line(row=row.name, candidate=candidate.label, timing=timing, peak_bytes=peak_bytes(candidate.run))
+        for candidate, timing in zip(row.candidates, timings, strict=True)
     ]
 
 
@@ -236,14 +216,15 @@ def rows(source: Source, threads: int) -> list[Row]:
     ]
 
 
-def print_table(timings: Sequence[Timing], console: Console) -> None:
+def print_table(lines: Sequence[Line], console: Console) -> None:
     """One line a candidate."""
-    table = Table("row", "candidate", "best ms", "median ms", "times the first")
+    table = Table("row", "candidate", "best ms", "median ms", "CPU ms", "times the first", "peak MB")
     previous = ""
-    for t in timings:
-        name = "" if t.row == previous else t.row
-        table.add_row(name, t.candidate, f"{t.best_ms:.1f}", f"{t.median_ms:.1f}", f"{t.ratio_to_first:.2f}")
-        previous = t.row
+    for line in lines:
+        name, t = "" if line.row == previous else line.row, line.timing
+        times = (f"{t.best_ms:.1f}", f"{t.median_ms:.1f}", f"{t.best_cpu_ms:.1f}", f"{t.ratio:.2f}")
+        table.add_row(name, line.candidate, *times, megabytes(line.peak_bytes))
+        previous = line.row
     console.print(table)
 
 
@@ -336,7 +317,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    console, about = Console(), machine()
+    console, about = wide_console(), machine()
     if args.tables:
         measure_opening(args.tables, args.repeats, console, about, args.out.with_stem("data_tables"))
         return
