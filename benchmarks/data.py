@@ -4,11 +4,10 @@
     python benchmarks/data.py --tables 200000 [--repeats 3]
 
 Each row runs its candidates in turn, again and again, so that whatever else the machine does hits all of them alike.
-The table shows the best time of each, the median of the ratios of neighbouring runs, and what a run takes at
-its peak of memory (Linux). Without --data the pictures are
-made up: six of 1600 x 900 pixels and eight clouds of 34,688 points. With --tables only opening is measured: made-up
-tables with so many rows of sample_data (v1.0-trainval has 2.6 million), read whole and through the index that
-`fusionocc prepare` writes, each time in a process of its own.
+The table shows the best time of each, the median of the ratios of neighbouring runs, and what a run takes at its peak
+of memory (Linux). Without --data the pictures are made up: six of 1600 x 900 pixels and eight clouds of 34,688 points.
+With --tables only opening is measured: made-up tables with so many rows of sample_data (v1.0-trainval has 2.6 million),
+read whole and through the index that `fusionocc prepare` writes, each time in a process of its own.
 """
 
 from __future__ import annotations
