@@ -206,6 +206,11 @@ class Predictor:
         self._network = network_for_inference(self.model, self.device, precision)
         self._kept: Any = None
 
+    @property
+    def inputs(self) -> InputConfig:
+        """What a frame must bring."""
+        return self.model.config.inputs
+
     def _run(self, batch: Batch) -> Outputs | LabelOutputs:
         network = self._network
         if isinstance(network, KeepsPictures):
@@ -225,7 +230,7 @@ class Predictor:
         config = self.model.config
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(self.seed)
-        batch = prepare(frame, config.inputs, config.grid, generator).to(self.device)
+        batch = prepare(frame, self.inputs, config.grid, generator).to(self.device)
         prepared = time.perf_counter()
         outputs = self._run(batch)
         if self.device.type == "cuda":

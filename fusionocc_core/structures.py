@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fusionocc_core.geometry import check_rigid
 from fusionocc_core.grids import LabelSet, VoxelGrid
+from fusionocc_core.stream_pose import StreamPose
 
 if TYPE_CHECKING:
     import torch
@@ -139,12 +140,14 @@ class InputConfig:
     """Earlier keyframes of pictures."""
     lidar_history: int = 0
     """Earlier keyframes of clouds."""
+    remembered: int = 0
+    """Earlier keyframes that a network with a memory runs through first, each with its own history."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     depth_range: tuple[float, float] = (1.0, 45.0)
     """Depths kept in the sparse depth map: start <= d < stop, metres."""
     resampling: str = "opencv"
-    """"pillow" (bicubic, as the official pipelines) or "opencv" (bilinear, area below half size; far cheaper)."""
+    """"pillow" (bicubic, as the official pipelines) or "opencv" (halved, then bilinear; far cheaper)."""
     channel_order: str = "rgb"
     """"bgr": the picture's channels are swapped but mean and std are applied as they stand (BEVDet family)."""
     key_pose: str = "reference"
@@ -180,10 +183,11 @@ class InputConfig:
                 raise ValueError(f"InputConfig.{name}={getattr(self, name)!r}: expected one of {allowed}")
         if not 0 < self.thin_keep <= 1 or abs(10 * self.thin_keep - round(10 * self.thin_keep)) > 1e-6:
             raise ValueError(f"InputConfig.thin_keep={self.thin_keep}: expected tenths, 0.1 to 1.0")
-        if min(self.image_size) < 1 or self.num_cameras < 1 or min(self.camera_history, self.lidar_history) < 0:
+        histories = (self.camera_history, self.lidar_history, self.remembered)
+        if min(self.image_size) < 1 or self.num_cameras < 1 or min(histories) < 0:
             raise ValueError(
                 f"InputConfig: image_size={self.image_size}, num_cameras={self.num_cameras} must be positive, "
-                f"camera_history={self.camera_history} and lidar_history={self.lidar_history} not negative"
+                f"camera_history, lidar_history and remembered={histories} not negative"
             )
 
 
@@ -210,6 +214,10 @@ class Batch:
     InputConfig has ``presence_masks`` obey it."""
     lidar_present_B: Tensor | None = None
     """Bool: samples whose cloud and depth map count, as above. A LiDAR may be present and see no point. None: all."""
+    pose: StreamPose | None = None
+    """For networks with a memory."""
+    earlier: tuple[Batch, ...] = ()
+    """InputConfig.remembered keyframes before this one, oldest first; their poses are given."""
 
     def __post_init__(self) -> None:
         """Check that the parts fit together (a programming error if not)."""
@@ -233,9 +241,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "points"}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("points", "pose", "earlier")}
         moved = {name: t.to(device, non_blocking=True) for name, t in tensors.items() if t is not None}
-        return replace(self, points=tuple(p.to(device, non_blocking=True) for p in self.points), **moved)
+        points = tuple(p.to(device, non_blocking=True) for p in self.points)
+        pose, earlier = self.pose and self.pose.to(device), tuple(batch.to(device) for batch in self.earlier)
+        return replace(self, points=points, pose=pose, earlier=earlier, **moved)
 
 
 def cameras_present(batch: Batch) -> Tensor:

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from fusionocc_core.data.remembered import history_of
 from fusionocc_core.geometry import rotation_from_yaw, transform
 from fusionocc_core.predictor import Predictor
 from fusionocc_core.structures import CameraImage, InputConfig, LidarSweep, SensorFrame
@@ -30,7 +31,7 @@ def made_up_frame(inputs: InputConfig, cameras: int, *, lidar: bool = True) -> S
         cameras: how many.
         lidar: whether there is one.
     """
-    rng = np.random.default_rng(0)
+    rng, history = np.random.default_rng(0), history_of(inputs)
     height, width = inputs.image_size
     intrinsics = np.array([[0.8 * width, 0.0, width / 2], [0.0, 0.8 * width, height / 2], [0.0, 0.0, 1.0]])
     pictures = tuple(
@@ -54,8 +55,8 @@ def made_up_frame(inputs: InputConfig, cameras: int, *, lidar: bool = True) -> S
         ego2global=np.eye(4),
         cameras=pictures,
         lidar=sweep if lidar else None,
-        camera_history=(pictures,) * inputs.camera_history,
-        lidar_history=(sweep,) * inputs.lidar_history if lidar else (),
+        camera_history=(pictures,) * history.cameras,
+        lidar_history=(sweep,) * history.lidar if lidar else (),
     )
 
 
@@ -70,7 +71,7 @@ def warm_up(predictor: Predictor, *, cameras: int, lidar: bool = True) -> float:
     Raises:
         ValueError: the network cannot work on such frames.
     """
-    frame = made_up_frame(predictor.model.config.inputs, cameras, lidar=lidar)
+    frame = made_up_frame(predictor.inputs, cameras, lidar=lidar)
     began = time.perf_counter()
     for _ in range(FRAMES):
         predictor(frame)

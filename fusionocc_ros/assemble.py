@@ -81,6 +81,8 @@ class Assembled:
     lidar_frame_id: str
     camera_frames: dict[str, str] = field(default_factory=dict)
     """Optical frame of each camera."""
+    mounts: int = 0
+    """Grows when a sensor is found to sit elsewhere than before."""
     missing: dict[str, str] = field(default_factory=dict)
     """Why each sensor that is not in the frame is not: NO_MESSAGE, or a cause of causes.py."""
 
@@ -175,6 +177,7 @@ class Assembler:
             source=source,
             lidar_frame_id=self._read_lidars.frame_id or self._parameters.lidar_frame_id,
             camera_frames=dict(self._read_camera.frames),
+            mounts=self._mounts.changes,
             missing={
                 **dict.fromkeys(moment.missing, NO_MESSAGE),
                 **{sensor: error.cause for sensor, error in failed.items()},

@@ -28,6 +28,8 @@ class Engine:
     predict: Callable[[SensorFrame], Occupancy]
     num_cameras: int
     """Most cameras that a frame may hold."""
+    forget: Callable[[], None] = lambda: None
+    """What the network remembers of earlier frames is not used any more."""
     camera_history: int = 0
     """Earlier keyframes of pictures."""
     lidar_history: int = 0
@@ -61,22 +63,25 @@ def load_engine(parameters: NodeParameters) -> Engine:
     """
     import torch
 
-    from fusionocc_core import Predictor, load_model
+    from fusionocc_core import load_model
     from fusionocc_core.export.model import ExportedModel
     from fusionocc_core.presets import FRESH_SEED
+    from fusionocc_core.stream_predictor import StreamPredictor
     from fusionocc_core.warm_up import warm_up
 
     if parameters.num_threads:
         torch.set_num_threads(parameters.num_threads)
     torch.manual_seed(FRESH_SEED)
     model = _exported(parameters) or load_model(parameters.preset, checkpoint=parameters.checkpoint or None)
-    predictor = Predictor(model, device=parameters.device, confidence=parameters.confidence)
-    inputs = model.config.inputs
+    predictor = StreamPredictor(model, device=parameters.device, confidence=parameters.confidence)
+    inputs = predictor.inputs
     if is_quick(model.card.preset, predictor.device.type):
         warm_up(predictor, cameras=len(parameters.camera_names), lidar=bool(parameters.lidars))
+        predictor.forget()
     digest = artefact_hash(model.artefact) if isinstance(model, ExportedModel) else weights_hash(model.state_dict())
     return Engine(
         predict=predictor,
+        forget=predictor.forget,
         num_cameras=inputs.num_cameras,
         camera_history=inputs.camera_history,
         lidar_history=inputs.lidar_history,

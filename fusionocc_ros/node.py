@@ -227,7 +227,7 @@ class OccNode(LifecycleNode):
                 on_source=self._say_source,
             )
             self._operation = Operation(
-                self, parameters, inputs=self.inputs, outputs=self._outputs, forget=self._assembler.forget
+                self, parameters, inputs=self.inputs, outputs=self._outputs, forget=self.work.forget
             )
         self._settings = parameters
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)

@@ -68,6 +68,7 @@ class Work:
         self._publishing = threading.Lock()
         self._active = False
         self._generation = 0
+        self._mounts = 0
         assembler.serve(
             camera_history=engine.camera_history,
             lidar_history=engine.lidar_history,
@@ -99,6 +100,11 @@ class Work:
             task = _Task(moment=moment, generation=self._generation)
         self._worker.offer(task)
 
+    def forget(self) -> None:
+        """Forget all earlier keyframes, and what the network remembers of them."""
+        self._assembler.forget()
+        self._engine.forget()
+
     def close(self, timeout_s: float) -> bool:
         """End the thread; False where the network is still at work after ``timeout_s``."""
         self.pause()
@@ -128,6 +134,10 @@ class Work:
             read_ns = now_ns()
             if self._statistics.follow(assembled.source):
                 self._on_source(assembled.source)
+                self._engine.forget()  # the poses are in another frame from now on
+            if assembled.source is Source.NONE or assembled.mounts != self._mounts:
+                self._engine.forget()
+            self._mounts = assembled.mounts
             occupancy = self._predict(assembled.frame)
             self._publish(task, assembled, occupancy, taken_ns, read_ns)
         except DropFrame as error:

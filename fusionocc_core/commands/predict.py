@@ -149,13 +149,15 @@ def fitted(frames: NuScenesFrames, model: OccupancyModel) -> NuScenesFrames:
     Raises:
         ValueError: it takes fewer cameras, or was exported for another number of them.
     """
+    from fusionocc_core.data.remembered import history_of
     from fusionocc_core.export.model import ExportedModel
 
     if isinstance(model, ExportedModel):
         model.check_rig(len(frames.cameras))
     inputs = model.config.inputs
     refuse_too_many_cameras(frames.cameras, inputs.num_cameras)
-    return frames.with_history(cameras=inputs.camera_history, lidar=inputs.lidar_history)
+    history = history_of(inputs)
+    return frames.with_history(cameras=history.cameras, lidar=history.lidar)
 
 
 def refuse_too_many_cameras(cameras: Sequence[str], most: int) -> None:

@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     from fusionocc_core.data.nuscenes import NuScenesFrames
     from fusionocc_core.data.pipeline import key2global, prepare
+    from fusionocc_core.data.remembered import history_of
     from fusionocc_core.predictor import pick_device
 
     if args.width < 1 or (args.every is not None and args.every < 1):
@@ -71,13 +72,14 @@ def run(args: argparse.Namespace) -> int:
     device, console = pick_device(args.device), Console()
     network = _network(args).to(device).eval()
     config: NetworkConfig = network.config
+    history = history_of(config.inputs)
     frames = NuScenesFrames(
         args.data,
         version=args.version,
         split=args.split,
         scenes=args.scene,
-        camera_history=config.inputs.camera_history,
-        lidar_history=config.inputs.lidar_history,
+        camera_history=history.cameras,
+        lidar_history=history.lidar,
     )
     errors: dict[str, list[DepthErrors]] = {}
     for index in _keyframes(args, len(frames)):

@@ -97,6 +97,9 @@ def open_source(args: argparse.Namespace) -> ViewSource:
     _check(args)
     model = _model(args)
     inputs = model.config.inputs if model is not None else None
+    from fusionocc_core.data.remembered import history_of
+
+    history = history_of(inputs) if inputs else None
     options = SourceOptions(
         source=args.source,
         data=args.data,
@@ -106,8 +109,8 @@ def open_source(args: argparse.Namespace) -> ViewSource:
         start=args.start,
         limit=args.limit,
         params=args.params,
-        camera_history=inputs.camera_history if inputs else 0,
-        lidar_history=inputs.lidar_history if inputs else 0,
+        camera_history=history.cameras if history else 0,
+        lidar_history=history.lidar if history else 0,
     )
     source = open_kind(options)
     width = args.render_width if args.render else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from torch import Tensor
 from fusionocc_core.data.augmentation import BevAug, ImageAug, fit_image
 from fusionocc_core.data.images import normalize_into, transform_image
 from fusionocc_core.data.points import depth_maps, gather_points
+from fusionocc_core.data.remembered import earlier_frame
 from fusionocc_core.data.threads import map_in_threads
 from fusionocc_core.geometry import inverse
 from fusionocc_core.grids import VoxelGrid
+from fusionocc_core.stream_pose import StreamPose, join_poses
 from fusionocc_core.structures import Batch, CameraImage, InputConfig, SensorFrame, cameras_present, lidar_present
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ def prepare(
     """
     _check(frame, inputs, grid)
     bev_aug = bev_aug or BevAug()
+    generator = generator or torch.Generator().manual_seed(0)
     pictures = [frame.cameras, *(_earlier_cameras(frame, t) for t in range(inputs.camera_history))]
     augs = _augs_of(frame.cameras, inputs, image_augs)
     aug_N44 = np.array([aug.matrix(inputs.image_size) for aug in augs]).reshape(-1, 4, 4)
@@ -69,10 +72,25 @@ def prepare(
         image_aug_BTN44=_float32([aug_N44 for _ in pictures])[None],
         cam2keyego_BTN44=cam2keyego(frame, pictures, inputs)[None],
         bev_aug_B44=_float32(bev_aug.matrix())[None],
-        points=(gather_points(frame, inputs, grid, bev_aug, generator or torch.Generator().manual_seed(0)),),
+        points=(gather_points(frame, inputs, grid, bev_aug, generator),),
         depth_BNHW=_depth(frame, aug_N44, inputs)[None],
         camera_present_BN=torch.ones(1, len(frame.cameras), dtype=torch.bool),
         lidar_present_B=torch.tensor([frame.lidar is not None]),
+        pose=StreamPose(
+            ego2global_B44=torch.from_numpy(key2global(frame, inputs).astype(np.float64))[None],
+            stamp_ns_B=torch.tensor([frame.stamp_ns]),
+        ),
+        earlier=tuple(
+            prepare(
+                earlier_frame(frame, age),
+                replace(inputs, remembered=0),
+                grid,
+                generator,
+                image_augs=image_augs,
+                bev_aug=bev_aug,
+            )
+            for age in range(inputs.remembered, 0, -1)
+        ),
     )
 
 
@@ -90,11 +108,14 @@ def collate(batches: Sequence[Batch]) -> Batch:
             f"collate: pictures (T, N, 3, H, W) differ between the samples: {sorted(shapes)}; "
             "join samples of one rig and one InputConfig"
         )
-    names = [f.name for f in fields(Batch) if f.name not in ("points", "camera_present_BN", "lidar_present_B")]
+    special = ("points", "camera_present_BN", "lidar_present_B", "pose", "earlier")
+    names = [f.name for f in fields(Batch) if f.name not in special]
     return Batch(
         points=tuple(cloud for batch in batches for cloud in batch.points),
         camera_present_BN=torch.cat([cameras_present(batch) for batch in batches]),
         lidar_present_B=torch.cat([lidar_present(batch) for batch in batches]),
+        pose=join_poses([batch.pose for batch in batches]),
+        earlier=tuple(collate(group) for group in zip(*(batch.earlier for batch in batches), strict=True)),
         **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in names},
     )
 

@@ -232,7 +232,11 @@ class OccupancyExamples:
         dropout = self.config.sensor_dropout
         if self.needs.inputs.presence_masks:
             unknown = self.needs.label_set.unknown
-            return mask_sensors(batch, targets, dropout, unknown=unknown, generator=generator)
+            batch, left = mask_sensors(batch, targets, dropout, unknown=unknown, generator=generator)
+            earlier = [
+                mask_sensors(then, targets, dropout, unknown=unknown, generator=generator)[0] for then in batch.earlier
+            ]
+            return replace(batch, earlier=tuple(earlier)), left
         return drop_sensors(batch, targets, dropout, cameras=cameras, generator=generator)
 
     def _augmentation(self, frame: SensorFrame, generator: torch.Generator) -> tuple[dict[str, ImageAug], BevAug]:

@@ -24,6 +24,7 @@ from fusionocc_core.checkpoints import (
     save_model,
 )
 from fusionocc_core.data.nuscenes import NuScenesFrames
+from fusionocc_core.data.remembered import history_of
 from fusionocc_core.engine.distributed import World
 from fusionocc_core.engine.ema import Ema
 from fusionocc_core.engine.evaluation import LabelledFrames, evaluate, summary
@@ -88,12 +89,13 @@ def load_start(model: OccupancyNetwork, start: Start) -> str:
 
 def open_frames(root: Path, inputs: InputConfig, *, split: str, version: str | None, reduce: int = 1) -> NuScenesFrames:
     """The keyframes of a split, with the history that a network wants."""
+    history = history_of(inputs)
     return NuScenesFrames(
         root,
         version=version,
         split=split,
-        camera_history=inputs.camera_history,
-        lidar_history=inputs.lidar_history,
+        camera_history=history.cameras,
+        lidar_history=history.lidar,
         reduce=reduce,
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.data.pipeline import prepare
+from fusionocc_core.data.remembered import history_of
 from fusionocc_core.engine.evaluation import LabelledFrames, spread
 from fusionocc_core.engine.session import open_frames
 from fusionocc_core.export.artefact import NOTE, Artefact, check_target, is_artefact, write_note
@@ -131,7 +132,8 @@ def frames_of(root: Path, network: OccupancyNetwork, *, split: str | None, versi
     if split is not None:
         return open_frames(root, inputs, split=split, version=version)
     frames = NuScenesFrames(root, version=version)
-    return frames.with_history(cameras=inputs.camera_history, lidar=inputs.lidar_history)
+    history = history_of(inputs)
+    return frames.with_history(cameras=history.cameras, lidar=history.lidar)
 
 
 def keyframes_to_compare(frames: NuScenesFrames, network: OccupancyNetwork, count: int) -> Iterator[Keyframe]:

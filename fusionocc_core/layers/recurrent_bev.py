@@ -16,16 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionocc_core.layers.pull_lift import BevMap
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamPose:
-    """When and where the samples of a batch were taken."""
-
-    ego2global_B44: Tensor
-    """float64; any fixed global frame."""
-    stamp_ns_B: Tensor
-    """int64."""
+from fusionocc_core.stream_pose import StreamPose
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,11 +28,12 @@ from fusionocc_core.layers.bev_fusion import (
 from fusionocc_core.layers.conv_blocks import BasicBlock2d
 from fusionocc_core.layers.presence import only_present, spread, unused
 from fusionocc_core.layers.pull_lift import BevMap, LiftGeometry, PullLift
-from fusionocc_core.layers.recurrent_bev import BevMemory, BevState, StreamLimits, StreamPose
+from fusionocc_core.layers.recurrent_bev import BevMemory, BevState, StreamLimits
 from fusionocc_core.layers.thin_image_net import PictureBackboneConfig, PictureFeatures, PictureNet, zero_last_norms
 from fusionocc_core.layers.view_transform import cameras_at, measured_depth_bins
 from fusionocc_core.models.network import OccupancyNetwork, check_depth_range
-from fusionocc_core.side_by_side import RunTwo, two_in_turn, two_side_by_side
+from fusionocc_core.side_by_side import RunTwo, two_in_turn, two_on
+from fusionocc_core.stream_pose import StreamPose, known
 from fusionocc_core.structures import Batch, InputConfig, LabelOutputs, Outputs, cameras_present, lidar_present
 
 MAP_STRIDE = 2
@@ -78,7 +79,8 @@ class FlashFusionConfig:
     free_prior: float = 0.9
     """Share of free voxels that fresh weights assume."""
     memory: StreamLimits | None = None
-    """For ``FlashFusion.step``: remember the fused map from frame to frame; None has no weights for it."""
+    """Remember the fused map from frame to frame; None has no weights for it. ``inputs.remembered`` keyframes are run
+    through first where no state is handed on (``forward``, ``label``)."""
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
@@ -102,6 +104,11 @@ class FlashFusionConfig:
                 "equal width; choose 'linear'"
             )
         self._check_reach()
+        if self.inputs.remembered and self.memory is None:
+            raise ValueError(
+                f"FlashFusionConfig: inputs.remembered={self.inputs.remembered} keyframes, and memory is None; set "
+                "memory=StreamLimits(), or remembered=0"
+            )
         if self.inputs.camera_history or not self.inputs.presence_masks or not 0 < self.free_prior < 1:
             raise ValueError(
                 f"FlashFusionConfig: expected inputs.camera_history=0 (it is {self.inputs.camera_history}), "
@@ -238,9 +245,7 @@ class FlashFusion(OccupancyNetwork):
             ValueError: another number of frames or another picture size than configured.
         """
         fused = self._fuse(batch)
-        if self.memory is not None:
-            fused = replace(fused, map_BCyx=fused.map_BCyx + unused(self.memory))
-        return self._answer(fused)
+        return self._answer(replace(fused, map_BCyx=self._recalled(batch, fused)))
 
     @torch.no_grad()
     def label(self, batch: Batch, *, confidence: bool) -> LabelOutputs:
@@ -250,11 +255,22 @@ class FlashFusion(OccupancyNetwork):
             batch: as for ``forward``.
             confidence: also give the probability of each label.
         """
-        fused = self._fuse(batch, two_side_by_side if batch.depth_BNHW.device.type == "cpu" else two_in_turn)
-        labels, sure = self.head.labels(
-            self.bev(fused.map_BCyx), fused.skip_BCYX, self.config.margin, confidence=confidence
-        )
-        return LabelOutputs(labels_BXYZ=labels, confidence_BXYZ=sure, observed_B=fused.observed_B)
+        fused = self._fuse(batch, two_on(batch.depth_BNHW.device))
+        return self._label(replace(fused, map_BCyx=self._recalled(batch, fused)), confidence)
+
+    @torch.no_grad()
+    def label_next(
+        self, batch: Batch, state: BevState | None, *, confidence: bool
+    ) -> tuple[LabelOutputs, BevState | None]:
+        """As ``label``, with a memory that is handed on, see ``step``; without weights for one, as ``label``.
+
+        Earlier keyframes in the batch are not looked at. ``state`` is what the previous call returned; None forgets.
+        """
+        fused = self._fuse(batch, two_on(batch.depth_BNHW.device))
+        if self.memory is None:
+            return self._label(fused, confidence), None
+        map_BCyx, after = self.memory(fused.map_BCyx, fused.here_B1yx, state, known(batch.pose), batch.bev_aug_B44)
+        return self._label(replace(fused, map_BCyx=map_BCyx), confidence), after
 
     def step(self, batch: Batch, state: BevState | None, pose: StreamPose) -> tuple[Outputs, BevState]:
         """As ``forward``, with what is remembered of each sample's stream: (inputs, state) to (outputs, state').
@@ -302,6 +318,25 @@ class FlashFusion(OccupancyNetwork):
             seg_logits_BNKhw=spread(seen.seg_logits_MKhw, camera_BN),
             observed_B=lidar_B | camera_BN.any(dim=1),
         )
+
+    def _recalled(self, batch: Batch, fused: Fused) -> Tensor:
+        """The fused map after the earlier keyframes of the batch, which teach nothing but the memory's reading."""
+        if self.memory is None:
+            return fused.map_BCyx
+        if not batch.earlier:
+            return fused.map_BCyx + unused(self.memory)
+        state: BevState | None = None
+        with torch.no_grad():
+            for earlier in batch.earlier:
+                then = self._fuse(earlier, two_on(earlier.depth_BNHW.device))
+                _, state = self.memory(then.map_BCyx, then.here_B1yx, state, known(earlier.pose), earlier.bev_aug_B44)
+        map_BCyx: Tensor = self.memory(fused.map_BCyx, fused.here_B1yx, state, known(batch.pose), batch.bev_aug_B44)[0]
+        return map_BCyx
+
+    def _label(self, fused: Fused, confidence: bool) -> LabelOutputs:
+        map_BCyx = self.bev(fused.map_BCyx)
+        labels, sure = self.head.labels(map_BCyx, fused.skip_BCYX, self.config.margin, confidence=confidence)
+        return LabelOutputs(labels_BXYZ=labels, confidence_BXYZ=sure, observed_B=fused.observed_B)
 
     def _answer(self, fused: Fused) -> Outputs:
         """Everything behind the fused map."""

@@ -17,7 +17,7 @@ FLOORS = (
     ("export",),
     ("engine",),
     ("baselines",),
-    ("predictor", "warm_up"),
+    ("predictor", "warm_up", "stream_predictor"),
     ("presets",),
     ("simulation",),
     ("labelling",),
@@ -26,7 +26,7 @@ FLOORS = (
     ("structures",),
     ("grids",),
     ("ops", "losses", "checkpoints", "geometry", "gaussians"),
-    ("process", "side_by_side"),
+    ("process", "side_by_side", "stream_pose"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(reversed(FLOORS)) for name in names}
 ROS_PACKAGES = {"rclpy", "fusionocc_ros", "fusionocc_msgs", "sensor_msgs", "std_msgs", "rosbags", "tf2_msgs"}

@@ -8,7 +8,8 @@ import torch
 from flashfusion_cases import little_batch, little_config, little_network, sample_of
 
 from fusionocc_core.layers.pull_lift import BevMap
-from fusionocc_core.layers.recurrent_bev import BevState, StreamLimits, StreamPose, warp_to, warped
+from fusionocc_core.layers.recurrent_bev import BevState, StreamLimits, warp_to, warped
+from fusionocc_core.stream_pose import StreamPose
 
 LIMITS = StreamLimits()
 BEV = BevMap(lower=(-8.0, -4.0), cell_size=(1.0, 0.5), shape=(16, 16))

@@ -12,6 +12,7 @@ from fusionocc_core.engine.sampler import BatchConfig
 from fusionocc_core.engine.schedule import ScheduleConfig
 from fusionocc_core.engine.sensor_dropout import SensorDropout
 from fusionocc_core.engine.trainer import TrainConfig
+from fusionocc_core.layers.recurrent_bev import StreamLimits
 from fusionocc_core.losses import (
     OCC3D_VOXEL_COUNTS,
     LossConfig,
@@ -122,4 +123,20 @@ def flashfusion_mini_each_alone() -> Recipe:
         base,
         data=replace(base.data, sensor_dropout=SensorDropout(camera=0.05, pictures=0.1, lidar=0.5)),
         train=replace(base.train, epochs=3, optimizer=replace(base.train.optimizer, lr=1e-3)),
+    )
+
+
+def flashfusion_mini_stream() -> Recipe:
+    r"""From the weights that ship on, with a memory: two keyframes before each are run through without gradients.
+
+    Paper: none. Expected: not measured. Start: the weights that ship, or those of flashfusion_mini_each_alone.
+
+        python training/train.py flashfusion_mini_stream --data data/sim --out out/flashfusion_mini_stream \
+            --init out/flashfusion_mini_alone/best.safetensors --init-matching
+    """
+    base, model = flashfusion_mini_each_alone(), flashfusion_presets.flashfusion_mini()
+    return replace(
+        base,
+        model=replace(model, memory=StreamLimits(), inputs=replace(model.inputs, remembered=2)),
+        train=replace(base.train, epochs=1),
     )
