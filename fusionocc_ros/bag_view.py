@@ -44,6 +44,8 @@ class BagSource:
         require("rclpy", "rosbags", "fusionocc_msgs", "tf2_msgs")
         from fusionocc_ros.bag_reader import Bag
 
+        if options.scenes or options.version or options.data:
+            raise ValueError("--scene, --version and --data are for data sets and predictions: a bag is one drive")
         self._path, self._options = Path(options.source), options
         parameters = read_parameters(options.params) if options.params else None
         with Bag(self._path) as bag:

@@ -30,9 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "view",
         help="look at data, bags, predictions or live topics: cameras, cloud, voxels, truth, differences",
         description="Shows cameras with the LiDAR's points, the cloud, voxels by class, the truth beside the "
-        "prediction and their difference, boxes, the vehicle's path and latencies, all on one time line. Opens a "
-        "window of rerun's; --web serves it to a browser instead, --save writes a file for later, --screenshot a "
-        "picture without any display.",
+        "prediction and their difference, Gaussians, boxes, the vehicle's path, latencies and missing sensors, all on "
+        "one time line. Opens a window of rerun's; --web serves it to a browser instead, --save writes a file for "
+        "later, --screenshot a picture without any display.",
     )
     add_source_arguments(parser)
     parser.add_argument("--web", action="store_true", help="serve to a browser, until interrupted")

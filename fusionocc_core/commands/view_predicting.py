@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fusionocc_core.commands.view_sources import DataSetSource, PredictionsSource
 from fusionocc_core.data.pipeline import key2global
 from fusionocc_core.engine.rendered_views import Answering, outputs_of, ray_camera, render_view
 from fusionocc_core.predictor import Predictor
@@ -60,18 +61,30 @@ class RenderingSource:
     """Another source, with what its predictions look like from each camera.
 
     Args:
-        source: where the frames come from; those without prediction or sensors stay as they are.
+        source: where the frames come from; those of bags and live topics that lack prediction or sensors stay as they
+            are.
         width: pixels across a picture.
+
+    Raises:
+        ValueError: a data set, which has no predictions.
     """
 
     def __init__(self, source: ViewSource, width: int) -> None:
+        if isinstance(source, DataSetSource):
+            raise ValueError(f"--render: {source.name} has no predictions to look at; predict with --preset NAME")
         self._source, self._width = source, width
         self.name, self.total = source.name, source.total
 
     def __iter__(self) -> Iterator[ViewFrame]:
-        """Render frame after frame."""
+        """Render frame after frame.
+
+        Raises:
+            ValueError: stored volumes without the data that they were made from.
+        """
         for frame in self._source:
             occupancy, sensors = frame.prediction, frame.sensors
+            if sensors is None and isinstance(self._source, PredictionsSource):
+                raise ValueError(f"--render: {self.name} alone says nothing of cameras; give its data with --data")
             if occupancy is None or sensors is None:
                 yield frame
                 continue

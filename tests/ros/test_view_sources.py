@@ -287,6 +287,8 @@ class TestBags:
         assert [camera.name for camera in limited[0].sensors.cameras] == ["CAM_FRONT"]
         with pytest.raises(ValueError, match="--cameras CAM_X: the bag has CAM_"):
             open_source(self.options(bag.path, "--cameras", "CAM_X"))
+        with pytest.raises(ValueError, match="--scene, --version and --data are for data sets"):
+            open_source(self.options(bag.path, "--scene", "scene-0061"))
         with pytest.raises(ValueError, match="no moment to show"):
             list(open_source(self.options(bag.path, "--start", "99")))
 

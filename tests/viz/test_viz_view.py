@@ -276,6 +276,8 @@ class TestCommands:
             (["{there}", "--web", "--palette", "rainbow"], "--palette rainbow: expected one of fusionocc"),
             (["{there}", "--web", "--limit", "0"], "--limit 0: expected at least 1"),
             (["{there}", "--web", "--render", "--render-width", "1"], "--render-width 1: expected at least 2 rays"),
+            (["{there}", "--web", "--render"], "predictions alone says nothing of cameras; give its data"),
+            (["{data}", "--web", "--render"], "data has no predictions to look at; predict with --preset NAME"),
             (["{there}", "--web", "--scene", "scene-9"], "no volume of scene scene-9"),
             (["{there}", "--web", "--data", "no/such/data"], "no/such/data: the data set"),
             (["{there}", "--web", "--bind", "203.0.113.7"], "--bind 203.0.113.7"),
@@ -285,7 +287,9 @@ class TestCommands:
     )
     def test_mistakes_are_one_line_and_exit_code_two(self, arguments, message, predictions, tmp_path, capsys):
         (tmp_path / "empty").mkdir()
-        known = {"there": predictions, "empty": tmp_path / "empty"}
+        known = {"there": predictions, "empty": tmp_path / "empty", "data": tmp_path / "data"}
+        if "{data}" in arguments:
+            write_tree(known["data"], scenes={"lot": 1}, cameras={})
         assert main(["view", *(argument.format(**known) for argument in arguments), "--no-browser"]) == 2
         assert message in self.said(capsys)
 
