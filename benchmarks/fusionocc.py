@@ -13,9 +13,10 @@ import resource
 import statistics
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import torch
-from machine import in_words, machine
+from machine import in_words, machine, write_report
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--train", action="store_true", help="forward and backward")
+    parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = load_model(args.preset).train(args.train)
@@ -135,7 +137,11 @@ def main() -> None:
     table.add_row("peak memory, GiB", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f}")
     console = Console()
     console.print(table)
-    console.print(in_words(machine()), highlight=False, soft_wrap=True)
+    about = machine()
+    console.print(in_words(about), highlight=False, soft_wrap=True)
+    if args.out:
+        numbers = {"preset": args.preset, "wall s": walls, "CPU s": cpus, "parts s": parts, "train": args.train}
+        write_report(args.out, about, numbers)
 
 
 if __name__ == "__main__":
