@@ -5,7 +5,8 @@
 
 Each round runs every number of workers once, in turn, over the same keyframes into a fresh folder. Two rates: while
 all workers work (from the first unit that is begun to the last that is done), and with everything around (processes
-started, PyTorch imported, weights read, the manifest written).
+started, PyTorch imported, weights read, the manifest written). The CPU time of a keyframe says what workers cost each
+other in caches and memory; it means something on cores that other programs use, too.
 """
 
 from __future__ import annotations
@@ -48,17 +49,19 @@ def make_job(args: argparse.Namespace, root: Path) -> Job:
 
 
 def measure(job: Job, workers: int) -> dict[str, float]:
-    """Keyframes a second of one run."""
+    """Keyframes a second of one run, and CPU time of a keyframe."""
     with tempfile.TemporaryDirectory() as folder:
         job = replace(job, out=Path(folder))
         prepare(job)
         began = time.perf_counter()
-        run_local(job, workers)
+        if stopped_by := run_local(job, workers):
+            raise SystemExit(128 + stopped_by)
         finish(job)
         whole = time.perf_counter() - began
         records = [Store(job.out).record(unit.name) for unit in job.units]
     working = max(record.ended_unix_s for record in records) - min(record.began_unix_s for record in records)
-    return {"working": job.keyframes / working, "whole": job.keyframes / whole}
+    cpu_ms = 1e3 * sum(record.cpu_s for record in records) / job.keyframes
+    return {"working": job.keyframes / working, "whole": job.keyframes / whole, "cpu_ms": cpu_ms}
 
 
 def simulated(folder: Path, keyframes: int) -> Path:
@@ -91,20 +94,16 @@ def main() -> None:
         job = make_job(args, args.data or simulated(Path(folder) / "sim", args.keyframes))
         console.print(f"{job.keyframes} keyframes in {len(job.units)} units, {args.rounds} rounds", highlight=False)
         rounds = [{workers: measure(job, workers) for workers in args.workers} for _ in range(args.rounds)]
-    table = Table(
-        "workers", "keyframes/s, working", "times the first", "keyframes/s, start included", "times the first"
-    )
+    first = args.workers[0]
+    table = Table("workers", "keyframes/s, working", "ratio", "start included", "ratio", "CPU ms a keyframe", "ratio")
     rows = []
     for workers in args.workers:
         row: dict[str, float] = {"workers": workers}
-        for rate in ("working", "whole"):
-            row[rate] = median(one[workers][rate] for one in rounds)
-            row[f"{rate}_ratio"] = median(one[workers][rate] / one[args.workers[0]][rate] for one in rounds)
+        for name in ("working", "whole", "cpu_ms"):
+            row[name] = median(one[workers][name] for one in rounds)
+            row[f"{name}_ratio"] = median(one[workers][name] / one[first][name] for one in rounds)
         rows.append(row)
-        table.add_row(
-            f"{workers}",
-            *(f"{row[key]:.2f}" for key in ("working", "working_ratio", "whole", "whole_ratio")),
-        )
+        table.add_row(*(f"{value:.2f}" if name != "workers" else f"{value}" for name, value in row.items()))
     console.print(table)
     about = machine()
     console.print(in_words(about), highlight=False, soft_wrap=True)

@@ -12,7 +12,8 @@ import json
 import os
 import pickle
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -181,23 +182,39 @@ def _read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, st
         raise ValueError(f"{path}: damaged or truncated ({error})") from error
 
 
-class WithoutFreshWeights(TorchFunctionMode):
+_wants_fresh_weights = ContextVar("wants_fresh_weights", default=True)
+
+
+def wants_fresh_weights() -> bool:
+    """Whether a network that is made now shall draw its weights; a constructor may ask before it does much of it."""
+    return _wants_fresh_weights.get()
+
+
+@contextlib.contextmanager
+def without_fresh_weights() -> Iterator[None]:
     """Inside the block, networks are made whose weights hold anything: for those that are read right afterwards.
 
     Drawing random numbers for a hundred million weights takes several times as long as reading them. What is left out
     are the functions of torch.nn.init and writing into a Parameter in place; buffers and whatever else a constructor
     computes come about as always. ``load_strictly`` then sees that every weight is overwritten.
     """
+    before = _wants_fresh_weights.set(False)
+    try:
+        with _LeaveParameters():
+            yield
+    finally:
+        _wants_fresh_weights.reset(before)
 
-    _FILLING = frozenset(
-        {"uniform_", "normal_", "trunc_normal_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_"}
-    )
+
+class _LeaveParameters(TorchFunctionMode):
+    """Does not give Parameters their first values."""
+
+    _filling = frozenset({"uniform_", "normal_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_"})
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call a function of PyTorch, unless it would give a Parameter its first values."""
-        fills = getattr(func, "__name__", "") in self._FILLING or getattr(func, "__module__", "") == "torch.nn.init"
+        fills = getattr(func, "__name__", "") in self._filling or getattr(func, "__module__", "") == "torch.nn.init"
         target = args[0] if args else (kwargs or {}).get("tensor")
         if fills and isinstance(target, nn.Parameter):
             return target

@@ -17,12 +17,12 @@ import torch
 from fusionocc_core import DEFAULT_PRESET
 from fusionocc_core.checkpoints import (
     ModelCard,
-    WithoutFreshWeights,
     decode_config,
     is_model_file,
     load_strictly,
     read_model,
     read_official,
+    without_fresh_weights,
 )
 from fusionocc_core.models.flashfusion import FlashFusion, FlashFusionConfig
 from fusionocc_core.models.flashfusion_presets import flashfusion_mini, flashfusion_r50
@@ -232,7 +232,7 @@ def _from_preset(name: str, checkpoint: Path | None) -> OccupancyNetwork:
                 "load it by its path alone to take the network that it describes"
             )
         return model
-    with WithoutFreshWeights():
+    with without_fresh_weights():
         model = make_network(config)
     load_official(model, checkpoint, preset=name)
     return model
@@ -251,7 +251,7 @@ def _from_model_file(path: Path) -> OccupancyNetwork:
             f"{path}: holds a {file.network}, this version knows {', '.join(known)}: update fusionocc, or import the "
             "network first if it is your own"
         )
-    with WithoutFreshWeights():
+    with without_fresh_weights():
         model = make_network(decode_network_config(file.config))
     load_strictly(model, file.state, source=str(path), target=f"the {file.network} that it describes")
     model.card = file.card

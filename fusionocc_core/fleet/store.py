@@ -64,6 +64,8 @@ class UnitRecord:
     worker: str
     began_unix_s: float
     ended_unix_s: float
+    cpu_s: float
+    """Of the worker's process, between these."""
     keyframes: tuple[KeyframeRecord, ...]
 
 

@@ -133,7 +133,7 @@ class Worker:
         return True
 
     def _work(self, unit: Unit, claim: Claim) -> None:
-        began, keyframes = time.time(), []
+        began, began_cpu_s, keyframes = time.time(), time.process_time(), []
         with Heartbeat(claim, lease_s=self.job.lease_s) as heart:
             for index in range(unit.first, unit.stop):
                 if self.asked_to_stop():
@@ -149,6 +149,7 @@ class Worker:
                 worker=str(self.claims.owner),
                 began_unix_s=began,
                 ended_unix_s=time.time(),
+                cpu_s=time.process_time() - began_cpu_s,
                 keyframes=tuple(keyframes),
             )
         )

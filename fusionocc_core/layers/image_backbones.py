@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fusionocc_core.checkpoints import wants_fresh_weights
 from fusionocc_core.layers.resnet import ResNetBackbone, ResNetConfig
 from fusionocc_core.layers.torchvision_shim import import_timm
 
@@ -230,7 +231,8 @@ class SwinBackbone(nn.Module):
         )
         fine, coarse = config.out_channels
         self.norm2, self.norm3 = nn.LayerNorm(fine), nn.LayerNorm(coarse)
-        self.apply(_init_linear)
+        if wants_fresh_weights():
+            self.apply(_init_linear)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Feature maps (B, C, h, w), finest first; pictures of any size, padded to whole patches with zeros."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fusionocc_core import load_model
-from fusionocc_core.checkpoints import WithoutFreshWeights, save_model
+from fusionocc_core.checkpoints import save_model, wants_fresh_weights, without_fresh_weights
 from fusionocc_core.models.network import OccupancyNetwork
 from fusionocc_core.presets import make_network, preset_config
 
@@ -84,14 +84,16 @@ def test_loading_draws_no_random_numbers():
 
 
 def test_only_first_values_of_parameters_are_left_out():
-    with WithoutFreshWeights():
+    with without_fresh_weights():
         parameter = torch.nn.Parameter(torch.full((3,), 2.0))
         assert torch.nn.init.uniform_(parameter) is parameter
         assert torch.nn.init.trunc_normal_(tensor=parameter, std=0.1) is parameter
         torch.nn.init.zeros_(parameter)
+        assert not wants_fresh_weights()
         assert parameter.requires_grad_(False) is parameter
         assert not parameter.requires_grad
         buffer = torch.arange(3.0).mul_(2).fill_(7.0)
+    assert wants_fresh_weights()
     assert parameter.tolist() == [2.0] * 3
     assert buffer.tolist() == [7.0] * 3
     assert issubclass(type(load_model()), OccupancyNetwork)
