@@ -117,6 +117,7 @@ class ViewMoments:
         # A running node offers them whatever its network has; a bag has the topic because something was recorded.
         self._has_gaussians = bool(topics.gaussians) and not is_live
         self._last_ns: dict[str, int] = {}
+        self._restart_ns = NEVER_NS
         self._latest_ns = self._answered_ns = 0
         self._shown_ns = NEVER_NS
         self._late_ns = self._last_answer_ns = 0
@@ -145,7 +146,11 @@ class ViewMoments:
     def _take_sensor(self, topic: str, stamp_ns: int, load: Load) -> None:
         is_answer = topic == self.topics.occupancy
         if stamp_ns < self._last_ns.get(topic, stamp_ns) - RESTART_NS:
-            self._forget()
+            self._forget(stamp_ns)
+            self._restart_ns = stamp_ns
+        is_recent = self._latest_ns < self._restart_ns + 3 * RESTART_NS
+        if is_answer and is_recent and 0 < self._latest_ns < stamp_ns - RESTART_NS // 2:
+            return  # to a sweep of the round before
         self._last_ns[topic] = stamp_ns
         self._latest_ns = max(self._latest_ns, stamp_ns)
         kept = _Kept(stamp_ns=stamp_ns, load=load, seen_ns=self._latest_ns, is_sensor=not is_answer)
@@ -158,16 +163,21 @@ class ViewMoments:
         elif is_answer:
             self._take_answer(kept)
 
-    def _forget(self) -> None:
+    def _forget(self, stamp_ns: int) -> None:
+        """Drop what is later: it is of the round before. Topics begin anew one after the other, out of order."""
         self._last_ns.clear()  # the other topics will go back as well
-        self._waiting.clear()
-        self._answers.clear()
-        self._gaussians.clear()
-        self._latest_ns = self._answered_ns = 0
+        until_ns = stamp_ns + RESTART_NS // 2
+        for queue in (self._waiting, *self._pictures.values()):
+            kept = [one for one in queue if one.stamp_ns <= until_ns]
+            queue.clear()
+            queue.extend(kept)
+        for stored in (self._answers, self._gaussians):
+            for late in [stamp for stamp in stored if stamp > until_ns]:
+                del stored[late]
+        self._latest_ns = stamp_ns
+        self._answered_ns = 0
         self._shown_ns = NEVER_NS
         self._late_ns = self._last_answer_ns = 0
-        for pictures in self._pictures.values():
-            pictures.clear()
 
     def _take_answer(self, kept: _Kept) -> None:
         took_ns = self._latest_ns - kept.stamp_ns

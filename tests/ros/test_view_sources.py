@@ -183,9 +183,12 @@ class TestLateAnswers:
         assert shown(beside) == (2.0, False, True)
 
     def test_a_short_bag_in_a_loop_goes_on(self, beside):
-        for _ in range(3):
+        for turn in range(3):
             for second in (0.0, 0.5, 1.0, 1.5):
                 sweep(beside, second)
+                if second == 0.0 and turn:
+                    reply(beside, 1.5)  # late, to the last sweep of the round before
+                    assert shown(beside) is None
                 reply(beside, second)
                 assert shown(beside) == (second, True, True)
 
