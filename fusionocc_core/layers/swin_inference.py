@@ -13,8 +13,8 @@ What differs from ``image_backbones.SwinBlock``, and none of it changes what is 
 Products may be in bfloat16 (``SwinInferenceBlock.products``). The sum that runs through the blocks and its norms stay
 in the dtype of the input; scores and softmax are in float32.
 
-Legend: B pictures, C channels, h w map, T = h * w tokens, M windows of a strip, N tokens of a window, E heads, R tokens
-of a strip.
+Legend: B pictures, C channels, h w map, T = h * w tokens, M windows of a strip, N tokens of a window, E heads of c
+channels, R tokens of a strip.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class SwinInferenceBlock(nn.Module):
         super().__init__()
         attention = block.attn.w_msa
         self.heads: int = attention.num_heads
+        self.widest: int = block.ffn.fc1.out_features
         self.window, self.shift = block.attn.window, block.attn.shift
         self.norm1, self.norm2 = block.norm1, block.norm2
         layers = {"qkv": attention.qkv, "proj": attention.proj, "fc1": block.ffn.fc1, "fc2": block.ffn.fc2}
@@ -85,8 +86,7 @@ class SwinInferenceBlock(nn.Module):
         if self.training:
             raise ValueError("SwinInferenceBlock: in training mode; train the network that it was made from")
         _, h, w, channels = x_BhwC.shape
-        widest = self.products["fc1"].out_channels
-        strips = window_strips(h, w, self.window, self.shift, STRIP // widest, x_BhwC.device)
+        strips = window_strips(h, w, self.window, self.shift, STRIP // self.widest, x_BhwC.device)
         x_BTC = x_BhwC.reshape(-1, h * w, channels)
         out_BTC = torch.empty_like(x_BTC)
         for x_TC, out_TC in zip(x_BTC, out_BTC, strict=True):
@@ -105,12 +105,10 @@ class SwinInferenceBlock(nn.Module):
         qkv_3MENc, bias_1ENN = rows.permute(2, 0, 3, 1, 4), self.bias_1ENN.to(self._dtype)
         found = []
         if strip.inner:
-            found.append(F.scaled_dot_product_attention(*qkv_3MENc[:, : strip.inner], attn_mask=bias_1ENN))
+            found.append(_attend(qkv_3MENc[:, : strip.inner], bias_1ENN))
         if len(strip.border_M1NN):
-            bias_MENN = bias_1ENN + strip.border_M1NN.to(self._dtype)
-            found.append(F.scaled_dot_product_attention(*qkv_3MENc[:, strip.inner :], attn_mask=bias_MENN))
-        found_SC = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in found])
-        return self._product("proj", found_SC.index_select(0, strip.place_R))
+            found.append(_attend(qkv_3MENc[:, strip.inner :], bias_1ENN + strip.border_M1NN.to(self._dtype)))
+        return self._product("proj", torch.cat(found).index_select(0, strip.place_R))
 
     def _mlp(self, normed_RC: Tensor) -> Tensor:
         return self._product("fc2", F.gelu(self._product("fc1", normed_RC.to(self._dtype))))
@@ -123,6 +121,13 @@ class SwinInferenceBlock(nn.Module):
         """A linear layer on rows."""
         convolved: Tensor = self.products[name](x_RC[None, None].permute(0, 3, 1, 2))
         return convolved.permute(0, 2, 3, 1).view(len(x_RC), -1)
+
+
+def _attend(qkv_3MENc: Tensor, bias_MENN: Tensor) -> Tensor:
+    """What the tokens of some windows find, (M * N, E * c); ``bias_MENN`` may be one for all windows."""
+    query_MENc, key_MENc, value_MENc = qkv_3MENc.unbind(0)
+    found_MENc = F.scaled_dot_product_attention(query_MENc, key_MENc, value_MENc, attn_mask=bias_MENN)
+    return found_MENc.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def _as_convolution(layer: nn.Linear) -> nn.Conv2d:

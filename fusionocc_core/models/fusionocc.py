@@ -120,10 +120,11 @@ BFLOAT16_PARTS = (
     *(f"img_view_transformer.depth_seg_net.{branch}_conv" for branch in ("seg", "context")),
     "pre_process_net",
     "img_bev_encoder_backbone",
-    "img_bev_encoder_neck",
+    "img_bev_encoder_neck.conv",
     "final_conv",
 )
-"""Parts behind the image backbone that may compute in bfloat16."""
+"""Parts behind the image backbone that may compute in bfloat16. What is never called by itself (the convolution of the
+last neck) casts nothing: the neck's maps come and go as they are, and the large ones stay in bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +233,8 @@ class FusionOcc(OccupancyNetwork):
 
     def _run(self, batch: Batch, known: Mapping[int, Tensor]) -> tuple[Outputs, list[Tensor]]:
         """The answer, and the features of the pictures of all frames, newest first; ``known`` are those of some."""
-        volumes, features = [], []
+        volumes: list[Tensor] = []
+        features: list[Tensor] = []
         for time in reversed(range(self.config.num_frames)):  # oldest first: the order of the channels
             learn = torch.is_grad_enabled() and (time == 0 or self.config.history_gradient)
             with torch.set_grad_enabled(learn):
