@@ -14,15 +14,19 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 
+import torch
 from machine import in_words, machine, write_report
 from rich.console import Console
 from rich.table import Table
 
+from fusionocc_core import load_model, save_model
+from fusionocc_core.checkpoints import read_model
 from fusionocc_core.commands.predict import fitted, make_seeded_model
 from fusionocc_core.commands.predict_fleet import make_predictor
 from fusionocc_core.data.nuscenes import NuScenesFrames
@@ -31,6 +35,7 @@ from fusionocc_core.fleet.run import finish, prepare
 from fusionocc_core.fleet.store import Store
 from fusionocc_core.fleet.units import DataSet, cut
 from fusionocc_core.fleet.worker import Job
+from fusionocc_core.presets import make_network, preset_config
 
 
 def make_job(args: argparse.Namespace, root: Path) -> Job:
@@ -64,6 +69,25 @@ def measure(job: Job, workers: int) -> dict[str, float]:
     return {"working": job.keyframes / working, "whole": job.keyframes / whole, "cpu_ms": cpu_ms}
 
 
+def start_costs(preset: str, rounds: int) -> dict[str, float]:
+    """CPU milliseconds, the best of some rounds in turn: reading a file of weights, making a network, load_model."""
+    best: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_model(load_model(preset), path)
+        steps: dict[str, Callable[[], object]] = {
+            "read every tensor": lambda: [tensor.clone() for tensor in read_model(path).state.values()],
+            "make the network, fresh": lambda: make_network(preset_config(preset)),
+            "load_model": lambda: load_model(path),
+        }
+        for _ in range(rounds):
+            for name, step in steps.items():
+                began = time.process_time()
+                step()
+                best[name] = min(best.get(name, float("inf")), 1e3 * (time.process_time() - began))
+    return best
+
+
 def simulated(folder: Path, keyframes: int) -> Path:
     """A street to predict, where no data set was named."""
     from fusionocc_core.cli import main as fusionocc
@@ -87,9 +111,17 @@ def main() -> None:
     parser.add_argument("--preset", default="flashfusion-mini")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pictures", action="store_true", help="draw an overview of each keyframe too")
+    parser.add_argument("--start", action="store_true", help="only what loading --preset costs")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     console = Console()
+    if args.start:
+        torch.set_num_threads(args.threads)
+        costs = start_costs(args.preset, args.rounds)
+        console.print(
+            ", ".join(f"{name} {cost:.1f} ms of CPU" for name, cost in costs.items()), highlight=False, soft_wrap=True
+        )
+        return
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(args, args.data or simulated(Path(folder) / "sim", args.keyframes))
         console.print(f"{job.keyframes} keyframes in {len(job.units)} units, {args.rounds} rounds", highlight=False)
