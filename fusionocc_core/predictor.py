@@ -95,7 +95,7 @@ def network_for_inference(model: OccupancyModel, device: torch.device, precision
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
-    can = isinstance(model, torch.nn.Module) and isinstance(model, HasBfloat16Parts)
+    can = isinstance(model, torch.nn.Module) and isinstance(model, HasBfloat16Parts) and bool(model.bfloat16_parts)
     if precision == "bfloat16" and not can:
         raise ValueError(
             f"precision='bfloat16': {model.card.preset or type(model).__name__} has no parts that compute in it; "

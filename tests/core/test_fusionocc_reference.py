@@ -66,7 +66,18 @@ def run_a(fresh, batches):
         module.register_forward_hook(record)
     with torch.no_grad():
         outputs = model(batches[0])
+    cameras = batches[0].images_BTNCHW.shape[2]
+    for name in ("img_backbone", "img_neck", *(f"img_backbone.{part}" for part in dict.fromkeys(SWIN.values()))):
+        calls = [given[name][start : start + cameras] for start in range(0, 2 * cameras, cameras)]
+        given[name] = [joined(pictures) for pictures in calls]
     return outputs, taken, given
+
+
+def joined(pictures):
+    """What a module gave, picture by picture, as if it had taken all at once."""
+    if isinstance(pictures[0], tuple):
+        return tuple(torch.cat(parts) for parts in zip(*pictures, strict=True))
+    return torch.cat(pictures)
 
 
 GRADIENTS_CLOSE = 1e-2
