@@ -20,7 +20,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from fusionocc_core.process import arrange_process
@@ -48,7 +48,7 @@ from fusionocc_ros.publishers import Outputs
 from fusionocc_ros.rig import load_rig
 from fusionocc_ros.ros_log import RosHandler
 from fusionocc_ros.shared_memory import remove_dead_segments
-from fusionocc_ros.spinning import spin
+from fusionocc_ros.spinning import make_executor, spin
 from fusionocc_ros.sync import SensorSet, SyncCounters
 from fusionocc_ros.work import Work
 
@@ -370,7 +370,7 @@ def main(args: list[str] | None = None, *, engine_factory: EngineFactory = load_
             node.get_logger().info(f"removed shared memory of {removed} crashed processes ({size >> 20} MiB)")
         if node.autostart and not node.start():
             return 1 if rclpy.ok() else 0  # interrupted while the network was loaded
-        executor = SingleThreadedExecutor()
+        executor = make_executor()
         executor.add_node(node)
         spin(executor, rclpy.ok, node._warn)
     except (ParameterException, ValueError) as error:

@@ -18,6 +18,20 @@ SIGNAL_CHECK_S = 0.5
 """How long the node sleeps at most before it looks whether it has been interrupted."""
 
 
+def make_executor() -> Executor:
+    """The node's executor: the one that is driven by events, where this rclpy has it, or the one that builds wait sets.
+
+    Building one for every message takes rclpy milliseconds of the core that the network needs.
+    """
+    try:
+        from rclpy.experimental import EventsExecutor
+    except ImportError:  # before Jazzy's patch releases
+        from rclpy.executors import SingleThreadedExecutor
+
+        return SingleThreadedExecutor()
+    return EventsExecutor()
+
+
 def spin(executor: Executor, is_ok: Callable[[], bool], on_bad_message: Callable[[str, str], None]) -> None:
     """Turn an executor until it is interrupted.
 
