@@ -157,14 +157,14 @@ def memory_of(way: str, args: argparse.Namespace) -> dict[str, float]:
     """MiB of this process: before the first keyframe, and at most. Two keyframes for the way that keeps pictures."""
     plain = make_network(args.preset, lively=args.lively)
     first, second = two_keyframes(plain, args.cameras)
-    fast = network_for_inference(plain, torch.device("cpu"), args.precision)
-    assert isinstance(fast, FusionOcc)
+    network = plain if way == WAYS[0] else network_for_inference(plain, torch.device("cpu"), args.precision)
+    assert isinstance(network, FusionOcc)
     before = resident()
     if way == WAYS[0]:
-        plain(second)
+        network(second)
     else:
-        kept = None if way == WAYS[1] else fast.next_keyframe(first, None)[1]
-        fast.next_keyframe(second, kept)
+        kept = None if way == WAYS[1] else network.next_keyframe(first, None)[1]
+        network.next_keyframe(second, kept)
     return {"before": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
 
 
