@@ -187,7 +187,8 @@ class InputConfig:
         if min(self.image_size) < 1 or self.num_cameras < 1 or min(histories) < 0:
             raise ValueError(
                 f"InputConfig: image_size={self.image_size}, num_cameras={self.num_cameras} must be positive, "
-                f"camera_history, lidar_history and remembered={histories} not negative"
+                f"camera_history={self.camera_history}, lidar_history={self.lidar_history} and "
+                f"remembered={self.remembered} not negative"
             )
 
 

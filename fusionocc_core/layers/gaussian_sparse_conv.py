@@ -118,7 +118,7 @@ def _taps(rulebook: Rulebook, start: int, stop: int) -> Rulebook:
         tuple(row if start <= tap < stop else row[:0] for tap, row in enumerate(rows))
         for rows in (rulebook.in_rows, rulebook.out_rows)
     )
-    return replace(rulebook, in_rows=in_rows, out_rows=out_rows)
+    return replace(rulebook, in_rows=in_rows, out_rows=out_rows, centre=None)  # it is always emptied
 
 
 class SparseLayer(nn.Module):

@@ -50,7 +50,7 @@ def permuted(batch: Batch, order) -> Batch:
 
 
 def sample(batch: Batch, index: int) -> Batch:
-    names = [name for name, value in vars(batch).items() if name != "points" and value is not None]
+    names = [name for name, value in vars(batch).items() if isinstance(value, torch.Tensor)]
     part = {name: getattr(batch, name)[index : index + 1] for name in names}
     return replace(batch, points=batch.points[index : index + 1], **part)
 

@@ -46,7 +46,7 @@ def fresh(folder):
 def batches(golden):
     """Our Batch of the recorded inputs: A is the first sample alone, B is both."""
     both = recorded_batch(golden)
-    names = [name for name, value in vars(both).items() if name != "points" and value is not None]
+    names = [name for name, value in vars(both).items() if isinstance(value, torch.Tensor)]
     first = Batch(points=both.points[:1], **{name: getattr(both, name)[:1] for name in names})
     return first, both
 

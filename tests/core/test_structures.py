@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fusionocc_core.grids import OCC3D_GRID, OCC3D_LABELS
+from fusionocc_core.stream_pose import StreamPose
 from fusionocc_core.structures import (
     Batch,
     CameraImage,
@@ -91,19 +92,25 @@ def batch(**changes):
         "depth_BNHW": torch.zeros(2, 3, 4, 6),
         "camera_present_BN": torch.ones(2, 3, dtype=torch.bool),
         "lidar_present_B": torch.ones(2, dtype=torch.bool),
+        "pose": StreamPose(ego2global_B44=torch.zeros(2, 4, 4).double(), stamp_ns_B=torch.zeros(2).long()),
     }
     return Batch(**{**values, **changes})
 
 
 def test_batch_moves_every_tensor():
-    moved = batch().to("meta")
-    for field in dataclasses.fields(moved):
-        value = getattr(moved, field.name)
-        for tensor in value if field.name == "points" else (value,):
-            assert tensor.device.type == "meta", field.name
+    moved = batch(earlier=(batch(), batch())).to("meta")
+    for one in (moved, *moved.earlier):
+        for field in dataclasses.fields(one):
+            value = getattr(one, field.name)
+            parts = {"points": value, "earlier": (), "pose": one.pose and vars(one.pose).values()}
+            for tensor in parts.get(field.name, (value,)):
+                assert tensor.device.type == "meta", field.name
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Batch) if f.name not in ("points",)])
+SHAPED = [f.name for f in dataclasses.fields(Batch) if f.name not in ("points", "pose", "earlier")]
+
+
+@pytest.mark.parametrize("name", SHAPED)
 def test_batch_refuses_parts_that_do_not_fit(name):
     with pytest.raises(ValueError, match="Batch"):
         batch(**{name: getattr(batch(), name)[:1]})
