@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -32,6 +31,7 @@ from synthetic_sensors import MS, OFFICIAL_CAMERAS, OFFSET_MS, S, cloud, points
 from fusionocc_ros.dds import use_shipped_profile
 from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.node import OccNode
+from fusionocc_ros.spinning import make_executor
 
 HEIGHT, WIDTH = 900, 1600
 JPEG_BYTES = 200_000
@@ -106,7 +106,7 @@ def receive(transport: str, seconds: float) -> dict[str, object]:
     )
     if not node.start():
         raise RuntimeError("the node did not start")
-    executor = SingleThreadedExecutor()
+    executor = make_executor()
     executor.add_node(node)
     sys.stdout.write("READY\n")
     sys.stdout.flush()
