@@ -38,4 +38,5 @@ def test_arranged_processes_keep_memory_and_do_not_spin():
     plain_seconds, plain_faults, plain_threads = run("plain")
     assert faults < 0.3 * plain_faults
     assert threads == plain_threads  # PyTorch's
-    assert seconds < 0.5 * plain_seconds
+    if (os.cpu_count() or 1) > 1:  # on one core NumPy has no threads
+        assert seconds < 0.5 * plain_seconds
