@@ -31,9 +31,8 @@ def arrange_process() -> None:
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, for the next frame; where the C library is not glibc, nothing happens.
 
-    By itself the C library hands large blocks back to the system at once, and every new one costs page faults: a
-    quarter of the time of a frame of flashfusion-mini. Threads share one heap from then on, since the heaps of other
-    threads would give their memory back all the same.
+    By itself the C library hands large blocks back to the system at once, and every new one costs page faults. Threads
+    share one heap from then on, since the heaps of other threads would give their memory back all the same.
 
     Returns:
         Whether the C library took the settings.

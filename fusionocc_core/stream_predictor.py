@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-from fusionocc_core.predictor import OccupancyModel, Predictor
+from fusionocc_core.predictor import Predictor
 from fusionocc_core.structures import Batch, InputConfig, LabelOutputs, Outputs
 
 
@@ -22,28 +22,11 @@ class StreamPredictor(Predictor):
 
     Of a network that remembers (FlashFusionConfig.memory) the state goes on from call to call, so that earlier
     keyframes need not come with the frame; gaps, jumps and stamps that go back begin anew by themselves. Of any other
-    network the answers are those of Predictor. One call at a time.
-
-    Args:
-        model: as for Predictor, like the others.
-        device: likewise.
-        confidence: likewise.
-        seed: likewise.
-        precision: likewise.
+    network the answers are those of Predictor. One call at a time. Arguments are those of Predictor.
     """
 
-    def __init__(
-        self,
-        model: OccupancyModel,
-        *,
-        device: str = "auto",
-        confidence: bool = False,
-        seed: int = 0,
-        precision: str = "auto",
-    ) -> None:
-        super().__init__(model, device=device, confidence=confidence, seed=seed, precision=precision)
-        self._state: Any = None
-        self._drives = 0
+    _state: Any = None
+    _drives = 0
 
     @property
     def inputs(self) -> InputConfig:

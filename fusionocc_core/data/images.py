@@ -135,7 +135,7 @@ def _transform_with_opencv(
 def _halved(image_HWC: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     """The picture halved, by means of four pixels, until it is at most twice as wide as ``width``.
 
-    A tenth of the time of averaging over areas that are no whole pixels, and what a JPEG decoder does by itself.
+    Far quicker than averaging over areas that are no whole pixels, and what a JPEG decoder does by itself.
     """
     while image_HWC.shape[1] * _HALF > width and min(image_HWC.shape[:2]) > 1:
         half = (image_HWC.shape[1] // 2, image_HWC.shape[0] // 2)

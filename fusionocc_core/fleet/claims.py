@@ -18,8 +18,8 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 
+from fusionocc_core.fleet.background import NowAndThen
 from fusionocc_core.fleet.owner import Owner, this_process
 
 logger = logging.getLogger(__name__)
@@ -132,30 +132,15 @@ def newest_claim(folder: Path) -> int:
     return max((int(name) for name in os.listdir(folder) if name.isdecimal()), default=0)
 
 
-class Heartbeat:
+class Heartbeat(NowAndThen):
     """Inside the block a thread keeps a claim alive; ``keyframes`` says how far the work is."""
 
     def __init__(self, claim: Claim, *, lease_s: float) -> None:
+        # A sign that cannot be given is no error yet; after too many the unit is taken over.
+        super().__init__(lease_s / BEATS_A_LEASE, what=f"no sign of life on {claim.folder.name}")
         self.keyframes = 0
-        self._claim, self._every_s = claim, lease_s / BEATS_A_LEASE
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._claim = claim
 
-    def __enter__(self) -> Heartbeat:
-        """Begin."""
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End; no beat comes later."""
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(self._every_s):
-            try:
-                self._claim.beat(self.keyframes)
-            except OSError as error:  # a file server that was away for a moment; too many, and the unit is taken over
-                logger.warning("no sign of life on %s: %s", self._claim.folder.name, error)
+    def act(self) -> None:
+        """Beat."""
+        self._claim.beat(self.keyframes)

@@ -1,6 +1,7 @@
 """Ray casting, RayIoU and RayPQ against recorded values of the reference and a caster that does one ray at a time."""
 
-import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,10 @@ from fusionocc_core.metrics.ray_pq import PanopticLabels, RayPanoptic, count_seg
 from fusionocc_core.metrics.rays import Rays, cast_rays, make_rays, ray_directions, ray_origins
 from fusionocc_core.metrics.voxels import mean_over_classes
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.baselines.ray_iou import walk
+
 FREE = OCC3D_LABELS.free
 
 
@@ -23,25 +28,9 @@ def recorded(goldens):
 
 
 def one_ray(occupied, start, direction):
-    """The walk of one ray, written down as plainly as it is defined."""
-    cell = [math.trunc(v) for v in start]
-    step = [1 if d >= 0 else -1 for d in direction]
-    t = [math.inf if d == 0 else (c + (d >= 0) - s) / d for c, s, d in zip(cell, start, direction, strict=True)]
-    dt = [math.inf if d == 0 else abs(1 / d) for d in direction]
-    last, last_t = list(cell), 0.0
-    while all(0 <= c < n for c, n in zip(cell, occupied.shape, strict=True)):
-        last, last_t = list(cell), min(t)
-        if occupied[tuple(cell)]:
-            break
-        if t[0] < t[1] and t[0] < t[2]:
-            axis = 0
-        elif t[0] >= t[1] and t[1] < t[2]:
-            axis = 1
-        else:
-            axis = 2
-        cell[axis] += step[axis]
-        t[axis] += dt[axis]
-    return np.ravel_multi_index(last, occupied.shape), last_t
+    """The walk of one ray, as the published algorithm has it: where it ends, flat, and how far that is."""
+    last, distance = walk(occupied, start, direction)
+    return np.ravel_multi_index(last, occupied.shape), distance
 
 
 def test_directions_are_the_fan_of_the_reference():

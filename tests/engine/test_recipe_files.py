@@ -44,3 +44,12 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         find_recipe(f"{tmp_path}/none.py:one", SHIPPED)
     with pytest.raises(ValueError, match=r"expected a name, or FILE\.py:NAME"):
         find_recipe("recipes.txt:one", SHIPPED)
+
+
+def test_the_two_gaussian_networks_for_a_cpu_have_one_budget():
+    recipes = {
+        name: find_recipe(f"{name}_tiny_simulated_cpu", SHIPPED)[1] for name in ("gaussianformer2", "gaussianfusion")
+    }
+    one, other = (recipe.train for recipe in recipes.values())
+    assert one == other
+    assert one.epochs < 1
