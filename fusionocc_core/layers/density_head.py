@@ -83,6 +83,7 @@ def two_step_logits(config: DensityHeadConfig, density: DensityOutputs, *, free:
     if config.decision == "density":
         decision = density.density_BXYZ - config.threshold
     semantic = density.semantic_BXYZK
-    relative = semantic - semantic.amax(dim=-1, keepdim=True) + decision[..., None].to(semantic.dtype)
+    best = semantic.max(dim=-1).values  # not amax, whose gradient costs a comparison of every class of every voxel
+    relative = semantic + (decision.to(semantic.dtype) - best)[..., None]
     nothing = torch.zeros_like(relative[..., :1])
     return torch.cat([relative[..., :free], nothing, relative[..., free:]], dim=-1).movedim(-1, 1)
