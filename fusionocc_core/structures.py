@@ -32,7 +32,7 @@ class CameraImage:
 
     name: str
     image: NDArray[np.uint8]
-    """(H, W, 3) uint8, RGB, undistorted."""
+    """(H, W, 3) uint8, RGB, undistorted; a view of BGR bytes is welcome, and is turned when the picture is small."""
     intrinsics: NDArray[np.float64]
     """(3, 3), pixels, at the resolution of ``image``."""
     cam2ego: NDArray[np.float64]
@@ -81,8 +81,8 @@ class LidarSweep:
             )
         if len(p) == 0:
             raise ValueError("LidarSweep.points is empty: the sensor sent a cloud without points")
-        bad = ~np.isfinite(p).all(axis=1)
-        if bad.any():
+        if not np.isfinite(p).all():
+            bad = ~np.isfinite(p).all(axis=1)
             raise ValueError(
                 f"LidarSweep.points: {int(bad.sum())} of {len(p)} points are not finite; leave them "
                 "out: points[np.isfinite(points).all(axis=1)]"

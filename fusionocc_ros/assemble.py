@@ -228,7 +228,8 @@ class Assembler:
         if not self._is_read(reading, source):
             items = list((reading.raw or {}).items())
             reading.source, reading.mounts, reading.raw = source, self._mounts.changes, None
-            read = list(self._pool.map(lambda item: self._camera(item[0], item[1], source), items))
+            each = self._pool.map if self._read_camera.takes_time(picture for _, picture in items) else map
+            read = list(each(lambda item: self._camera(item[0], item[1], source), items))
             reading.result = tuple(one for one in read if isinstance(one, CameraImage))
             reading.failed = {
                 name: one for (name, _), one in zip(items, read, strict=True) if isinstance(one, DropFrame)

@@ -197,9 +197,9 @@ def points_from_records(
         points[:, column] = records[axis]
     intensity = next((n for n in INTENSITY_NAMES if n in names), None)
     if intensity is not None:
-        points[:, 3] = np.nan_to_num(records[intensity].astype(np.float32) * np.float32(intensity_scale))
+        points[:, 3] = _finite(records[intensity], intensity_scale)
     ring = next((n for n in RING_NAMES if n in names), None)
-    points[:, 4] = beams.rings(points[:, :3]) if ring is None else np.nan_to_num(records[ring].astype(np.float32))
+    points[:, 4] = beams.rings(points[:, :3]) if ring is None else _finite(records[ring], 1.0)
     filled = tuple(column for column, found in (("intensity", intensity), ("ring", ring)) if found is None)
     time = next((n for n in TIME_NAMES if n in names), None)
     times_ns = None if time is None else _times_ns(records[time], stamp_ns)
@@ -210,6 +210,16 @@ def points_from_records(
         times_ns=times_ns,
         odd_times=time is not None and times_ns is None,
     )
+
+
+def _finite(values: NDArray[np.generic], scale: float) -> NDArray[np.float32]:
+    """The values times ``scale``; 0 where that is not finite."""
+    out = values.astype(np.float32)
+    if scale != 1.0:
+        out *= np.float32(scale)
+    if not np.isfinite(out).all():
+        out[~np.isfinite(out)] = 0.0
+    return out
 
 
 def _times_ns(values: NDArray[np.generic], stamp_ns: int) -> NDArray[np.int64] | None:

@@ -76,6 +76,11 @@ def picture_to_rgb(
     )
 
 
+def is_view(message: Image | CompressedImage) -> bool:
+    """Whether reading this picture copies nothing (with the builtin decoder)."""
+    return isinstance(message, Image) and message.encoding in pictures.VIEWED
+
+
 def picture_size(message: Image | CompressedImage) -> tuple[int, int]:
     """(height, width) of the whole picture, as its header says; zeros where a CompressedImage has no such header."""
     if isinstance(message, CompressedImage):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionocc_core.data.files import REDUCTIONS, decode_image, picture_kind
+from fusionocc_core.data.images import channels_run_backwards
 from fusionocc_ros.causes import BAD_ENCODING, BAD_IMAGE, DISTORTED, TOO_LARGE, DropFrame
 
 Picture = NDArray[np.uint8]
@@ -31,7 +32,6 @@ _CHANNELS = {
     "bayer_grbg8": 1,
 }
 _TO_RGB = {
-    "bgr8": cv2.COLOR_BGR2RGB,
     "rgba8": cv2.COLOR_RGBA2RGB,
     "bgra8": cv2.COLOR_BGRA2RGB,
     "mono8": cv2.COLOR_GRAY2RGB,
@@ -48,6 +48,8 @@ _TO_RGB = {
 ENCODINGS = tuple(_CHANNELS)
 """Encodings of sensor_msgs/Image that are read here."""
 
+VIEWED = ("rgb8", "bgr8")
+"""Of these the bytes are used as they are."""
 _PAIRED = frozenset({"uyvy", "yuv422", "yuyv", "yuv422_yuy2"})
 """Encodings in which two neighbouring pixels share their colour."""
 _MOSAIC_EDGE = 3
@@ -57,7 +59,7 @@ MAX_PIXELS = 64_000_000
 
 
 def decode_raw(data: NDArray[np.uint8], *, height: int, width: int, step: int, encoding: str, name: str) -> Picture:
-    """RGB picture (H, W, 3) from rows of pixels; rgb8 without row padding is a view of ``data``.
+    """RGB picture (H, W, 3) from rows of pixels; that of rgb8 and bgr8 is a view of ``data``.
 
     Args:
         data: the bytes, one-dimensional.
@@ -103,8 +105,8 @@ def decode_raw(data: NDArray[np.uint8], *, height: int, width: int, step: int, e
             f"{name}: Image.data has {len(data)} bytes, {width}x{height} {encoding} needs {needed}: truncated",
         )
     rows = np.lib.stride_tricks.as_strided(data, (height, width, channels), (step, channels, 1))
-    if encoding == "rgb8":
-        return rows
+    if encoding in VIEWED:
+        return rows if encoding == "rgb8" else rows[..., ::-1]
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(rows), _TO_RGB[encoding]), dtype=np.uint8)
 
 
@@ -161,7 +163,7 @@ def decode_compressed(data: NDArray[np.uint8], *, image_format: str, name: str, 
     except ValueError as error:
         raise DropFrame(BAD_IMAGE, str(error)) from error
     if re.search(r"compressed rgb", image_format):
-        return np.ascontiguousarray(picture[..., ::-1])
+        return picture[..., ::-1]
     return picture
 
 
@@ -197,6 +199,8 @@ def undistort(
             f"{name}: distortion model {model!r} with {len(distortion)} coefficients is not handled (handled: "
             "plumb_bob with 4 or 5, rational_polynomial with 8, 12 or 14, equidistant with 4); rectify them first",
         )
+    if channels_run_backwards(picture):
+        return undistort(picture[..., ::-1], intrinsics, model, distortion, name=name)[..., ::-1]
     height, width = picture.shape[:2]
     maps = _undistortion_maps(model, tuple(float(v) for v in intrinsics.ravel()), distortion, (width, height))
     return np.asarray(cv2.remap(picture, *maps, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)

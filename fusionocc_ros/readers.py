@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from fusionocc_core.data.nuscenes import scale_intrinsics
 from fusionocc_core.structures import CameraImage, LidarSweep
 from fusionocc_ros.causes import NO_CAMERA_INFO, NO_TRANSFORM, DropFrame
 from fusionocc_ros.clouds import BeamLayout, Cloud
-from fusionocc_ros.convert import camera_info_to_lens, cloud_to_points, picture_size, picture_to_rgb
+from fusionocc_ros.convert import camera_info_to_lens, cloud_to_points, is_view, picture_size, picture_to_rgb
 from fusionocc_ros.deskew import bring_points
 from fusionocc_ros.ego_motion import EgoMotion, Source
-from fusionocc_ros.lenses import Lens, choose_lens, lens_of_reduced
-from fusionocc_ros.parameters import CameraParameters, LidarParameters, NodeParameters
+from fusionocc_ros.lenses import UNDISTORT, Lens, choose_lens, lens_of_reduced
+from fusionocc_ros.parameters import BUILTIN, CameraParameters, LidarParameters, NodeParameters
 from fusionocc_ros.pictures import undistort
 from fusionocc_ros.rig import Rig
 from fusionocc_ros.streams import Stamped
@@ -167,6 +167,12 @@ class CameraReader:
             ego2global=self._motion.base2fixed(source, picture.stamp_ns),
             stamp_ns=picture.stamp_ns,
         )
+
+    def takes_time(self, pictures: Iterable[Stamped[Any]]) -> bool:
+        """Whether reading them is more than looking at bytes, and so worth threads."""
+        parameters = self._parameters
+        views = parameters.image_decoder == BUILTIN and all(is_view(picture.item) for picture in pictures)
+        return not views or parameters.distortion == UNDISTORT
 
     def _lens(self, camera: CameraParameters, size: tuple[int, int]) -> tuple[str, Lens]:
         """The frame that CameraInfo names, and the lens."""

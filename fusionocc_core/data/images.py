@@ -38,12 +38,19 @@ def transform_image(
             is bilinear.
 
     Returns:
-        (H, W, 3) uint8; black where the source has no pixel.
+        (H, W, 3) uint8; black where the source has no pixel. Channels lie in memory as they do in the source.
     """
+    if channels_run_backwards(image_HWC):
+        return transform_image(image_HWC[..., ::-1], aug, image_size, resampling)[..., ::-1]
     if resampling == "pillow":
         resized, rows = _resize_bicubic(Image.fromarray(image_HWC), aug)
         return _crop_with_pillow(resized, (aug.corner[0], aug.corner[1] - rows), aug, image_size)
     return _transform_with_opencv(np.ascontiguousarray(image_HWC), aug, image_size)
+
+
+def channels_run_backwards(image_HWC: NDArray[np.uint8]) -> bool:
+    """Whether this RGB picture is a view of BGR bytes, which libraries would copy pixel by pixel; turn it first."""
+    return image_HWC.strides[2] < 0
 
 
 def transform_seg_map(seg_hw: NDArray[np.uint8], aug: ImageAug, image_size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -62,8 +69,9 @@ def normalize_into(out_CHW: NDArray[np.float32], image_HWC: NDArray[np.uint8], i
 
     With channel_order "bgr" the picture's channels are swapped while mean and std stay where they are.
     """
-    planes = cv2.split(image_HWC)
-    if inputs.channel_order == "bgr":
+    backwards = channels_run_backwards(image_HWC)
+    planes = cv2.split(image_HWC[..., ::-1] if backwards else image_HWC)
+    if backwards != (inputs.channel_order == "bgr"):
         planes = planes[::-1]
     for channel, (plane, table) in enumerate(zip(planes, _tables(inputs.mean, inputs.std), strict=True)):
         out_CHW[channel] = cv2.LUT(plane, table)

@@ -110,6 +110,20 @@ def test_opencv_way_shows_the_same_as_pillow(scale: float, degrees: float) -> No
     assert difference.mean() < 1.0
 
 
+@pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
+@pytest.mark.parametrize("resampling", ["pillow", "opencv"])
+def test_bytes_in_the_order_bgr_give_what_a_copy_in_the_order_rgb_gives(resampling: str, channel_order: str) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    view = np.ascontiguousarray(picture[..., ::-1])[..., ::-1]
+    aug = ImageAug(scale=0.4, resized=(64, 36), corner=(3, 2), mirror=True, turn_degrees=3.0)
+    inputs = InputConfig(image_size=(32, 56), channel_order=channel_order)
+    seen = np.zeros((2, 3, 32, 56), np.float32)
+    for out, source in zip(seen, (picture, view), strict=True):
+        normalize_into(out, transform_image(source, aug, (32, 56), resampling), inputs)
+    assert view.strides[2] < 0 < np.ptp(seen[0])
+    np.testing.assert_array_equal(seen[1], seen[0])
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     u=st.floats(60, 260),

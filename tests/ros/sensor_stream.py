@@ -2,7 +2,8 @@
 
 python tests/ros/sensor_stream.py raw|compressed SECONDS [--lidar-hz 20] [--camera-hz 12] [--size 1600x900] [--together]
 
---together: the pictures of a sweep have its stamp and leave just before it, which makes every set whole at once.
+--together: the pictures of a sweep have its stamp and leave one after the other just before it, as a LiDAR that turns
+past the cameras has them: every set is whole at once.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ POINTS = 34_000
 TF_HZ = 50
 LAG_NS = 30 * MS
 """How long after its stamp a message leaves."""
+TURN_NS = 5 * MS
+"""Between one camera and the next where they are triggered by the turning LiDAR."""
 
 
 def picture(transport: str, camera: str, size: tuple[int, int]) -> Image | CompressedImage:
@@ -96,7 +99,7 @@ def schedule(arguments: argparse.Namespace) -> list[tuple[int, int, str]]:
     for k in range(round(arguments.seconds * arguments.lidar_hz)):
         stamp = round(k * S / arguments.lidar_hz)
         if arguments.together:
-            events += [(stamp + LAG_NS - (6 - n) * MS // 2, stamp, c) for n, c in enumerate(OFFICIAL_CAMERAS)]
+            events += [(stamp + LAG_NS - (6 - n) * TURN_NS, stamp, c) for n, c in enumerate(OFFICIAL_CAMERAS)]
         events.append((stamp + LAG_NS, stamp, "LIDAR"))
     if not arguments.together:
         for camera in OFFICIAL_CAMERAS:

@@ -125,8 +125,9 @@ def test_png_is_exact_and_jpeg_is_close() -> None:
     np.testing.assert_array_equal(swapped, PIXELS[..., ::-1])
 
 
-def test_rgb8_is_read_without_a_copy() -> None:
-    message = image("rgb8", PIXELS)
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8"])
+def test_colours_of_eight_bits_are_read_without_a_copy(encoding: str) -> None:
+    message = image(encoding, PIXELS)
     assert np.shares_memory(picture_to_rgb(message, name="C"), np.frombuffer(message.data, np.uint8))
 
 
@@ -194,6 +195,9 @@ def test_undistorting_puts_points_where_a_pinhole_would() -> None:
         centre = np.array([(xs * weights).sum(), (ys * weights).sum()]) / weights.sum()
         np.testing.assert_allclose(centre, [160 + 75, 120 - 60], atol=0.8)
         assert abs(u - 235) > 2
+        taken[..., 0] //= 3
+        expected, backwards = (undistort(p, k, model, d, name="C") for p in (taken, taken[..., ::-1].copy()[..., ::-1]))
+        np.testing.assert_array_equal(backwards, expected)
 
 
 # ---- lenses ----------------------------------------------------------------------------------------------------------
