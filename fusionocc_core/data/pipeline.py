@@ -22,6 +22,7 @@ from fusionocc_core.data.remembered import earlier_frame
 from fusionocc_core.data.threads import map_in_threads
 from fusionocc_core.geometry import inverse
 from fusionocc_core.grids import VoxelGrid
+from fusionocc_core.side_by_side import two_side_by_side
 from fusionocc_core.stream_pose import StreamPose, join_poses
 from fusionocc_core.structures import Batch, CameraImage, InputConfig, SensorFrame, cameras_present, lidar_present
 
@@ -64,16 +65,21 @@ def prepare(
     pictures = [frame.cameras, *(_earlier_cameras(frame, t) for t in range(inputs.camera_history))]
     augs = _augs_of(frame.cameras, inputs, image_augs)
     aug_N44 = np.array([aug.matrix(inputs.image_size) for aug in augs]).reshape(-1, 4, 4)
+    # The two take equally long; what they draw and write, they share with nobody.
+    (images_TNCHW, points), depth_NHW = two_side_by_side(
+        lambda: (_images(pictures, augs, inputs), gather_points(frame, inputs, grid, bev_aug, generator)),
+        lambda: _depth(frame, aug_N44, inputs),
+    )
     return Batch(
-        images_BTNCHW=_images(pictures, augs, inputs)[None],
+        images_BTNCHW=images_TNCHW[None],
         intrinsics_BTN33=_float32([[c.intrinsics for c in group] for group in pictures]).view(
             1, len(pictures), -1, 3, 3
         ),
         image_aug_BTN44=_float32([aug_N44 for _ in pictures])[None],
         cam2keyego_BTN44=cam2keyego(frame, pictures, inputs)[None],
         bev_aug_B44=_float32(bev_aug.matrix())[None],
-        points=(gather_points(frame, inputs, grid, bev_aug, generator),),
-        depth_BNHW=_depth(frame, aug_N44, inputs)[None],
+        points=(points,),
+        depth_BNHW=depth_NHW[None],
         camera_present_BN=torch.ones(1, len(frame.cameras), dtype=torch.bool),
         lidar_present_B=torch.tensor([frame.lidar is not None]),
         pose=StreamPose(
