@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from rclpy.qos import (
     qos_check_compatible,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
@@ -42,6 +43,9 @@ TF_STATIC_QOS = QoSProfile(
     reliability=QoSReliabilityPolicy.RELIABLE,
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
 )
+MOST_TF_BYTES = 1 << 18
+"""Of one message: 3,000 transforms, which take rclpy a quarter of a second. Sixty times as many would keep everything
+else waiting for that much longer, so messages are looked at before they are read."""
 POLL_PERIOD_S = 0.02
 """How often the synchroniser is asked for sets whose deadline has passed."""
 
@@ -115,8 +119,8 @@ class Inputs:
         self._sensors: list[Any] = []
         self._timer: Any = None
         self._others = [
-            node.create_subscription(TFMessage, "/tf", self._on_tf, TF_QOS),
-            node.create_subscription(TFMessage, "/tf_static", self._on_tf_static, TF_STATIC_QOS),
+            node.create_subscription(TFMessage, "/tf", self._on_tf, TF_QOS, raw=True),
+            node.create_subscription(TFMessage, "/tf_static", self._on_tf_static, TF_STATIC_QOS, raw=True),
         ]
         for camera in parameters.cameras:
             self._others.append(self._subscribe(CameraInfo, camera.info_topic, _bound(self.infos.put, camera.name)))
@@ -244,13 +248,24 @@ class Inputs:
         self._silence.heard(sensor)
         self._hand_out(self.sync.add(sensor, stamp_to_ns(message.header.stamp), message))
 
-    def _on_tf(self, message: Any) -> None:
-        for entry in message.transforms:
+    def _on_tf(self, content: bytes) -> None:
+        for entry in self._read_transforms(content):
             self._store(entry, partial(self.transforms.add, stamp_ns=stamp_to_ns(entry.header.stamp)))
 
-    def _on_tf_static(self, message: Any) -> None:
-        for entry in message.transforms:
+    def _on_tf_static(self, content: bytes) -> None:
+        for entry in self._read_transforms(content):
             self._store(entry, self.transforms.set_static)
+
+    def _read_transforms(self, content: bytes) -> Sequence[Any]:
+        """The transforms of a TFMessage; none where it is damaged, or longer than anybody can mean it to be."""
+        problem = f"it has {len(content)} bytes; at most {MOST_TF_BYTES} are taken"
+        if len(content) <= MOST_TF_BYTES:
+            try:
+                return list(deserialize_message(content, TFMessage).transforms)
+            except RuntimeError as error:
+                problem = str(error)
+        self._on_bad_message("bad_transform", f"a message of transforms is ignored: {problem}")
+        return ()
 
     def _store(self, entry: Any, put: Callable[..., None]) -> None:
         parent, child = entry.header.frame_id, entry.child_frame_id

@@ -119,7 +119,7 @@ def _other_list(value: list[Any], rng: random.Random) -> list[Any]:
     if what == 1:
         return value[: rng.randrange(len(value))]
     if what == 2:
-        return value * rng.choice((2, 3, 100))
+        return (value * rng.choice((2, 3, 100)))[:LONGEST]
     chosen = rng.choice(value)
     if hasattr(chosen, "get_fields_and_field_types"):
         mutate_field(chosen, rng)

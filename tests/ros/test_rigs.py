@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
 from rclpy.parameter import Parameter
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import PointCloud2
 from synthetic_sensors import (
     MS,
@@ -28,6 +30,7 @@ from synthetic_sensors import (
     cloud,
     jpeg,
     points,
+    static_transforms,
     transform,
 )
 from tf2_msgs.msg import TFMessage
@@ -148,6 +151,31 @@ def test_transforms_and_odometry_that_cannot_be_are_ignored_and_said(
     assert world.spin_until(heard)
     drive.send(until=lambda: bool(drive.got) and not drive.got[-1].missing)
     assert drive.got[-1].ego_motion == SemanticOccupancy.EGO_MOTION_TF
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (bytes(serialize_message(TFMessage(transforms=[TransformStamped()] * 5000))), "it has 400012 bytes; at most"),
+        (bytes(serialize_message(static_transforms()))[:200], "failed to deserialize"),
+    ],
+)
+def test_messages_of_transforms_that_are_damaged_or_endless_are_not_read(
+    world: World, content: bytes, problem: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drive = Drive(world)
+    said = ""
+
+    def heard() -> bool:
+        nonlocal said
+        drive.vehicle.tf.publish(content)
+        drive.vehicle.tf_static.publish(content)
+        drive.world.spin_for(0.1)
+        said += "".join(capfd.readouterr())
+        return f"a message of transforms is ignored: {problem}" in said
+
+    assert world.spin_until(heard)
+    drive.send(until=lambda: bool(drive.got) and not drive.got[-1].missing)
 
 
 def test_clouds_of_two_lidars_are_one_cloud(world: World) -> None:
