@@ -12,6 +12,8 @@ from rclpy.serialization import serialize_message
 
 LONGEST = 65_536
 """Bytes, or elements, that a mutation adds: memory that mutated messages take must not be mistaken for a leak."""
+ELEMENT_BYTES = 64
+"""Of a message in a list, at least."""
 WORDS = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFF, 0x7FC00000, 0x7F800000, 0xFF800000)
 FLOATS = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e308, -1e308, 5e-324, -1.0)
 TEXTS = ("", "a", "base_link", "map", "/", "\u00e4\u4e16", "x" * 5000, "cam_front", "lidar_top", "..", "%s%n")
@@ -119,7 +121,7 @@ def _other_list(value: list[Any], rng: random.Random) -> list[Any]:
     if what == 1:
         return value[: rng.randrange(len(value))]
     if what == 2:
-        return (value * rng.choice((2, 3, 100)))[:LONGEST]
+        return (value * rng.choice((2, 3, 100)))[: LONGEST // ELEMENT_BYTES]
     chosen = rng.choice(value)
     if hasattr(chosen, "get_fields_and_field_types"):
         mutate_field(chosen, rng)
