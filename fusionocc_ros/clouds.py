@@ -17,6 +17,8 @@ TIME_NAMES = ("time", "t", "timestamp", "time_stamp", "time_offset", "offset_tim
 LONGEST_SWEEP_S = 1.0
 """A point's time further than this from the cloud's stamp is not understood."""
 MAX_POINTS = 2_000_000
+FARTHEST_M = 1e9
+"""No sensor measures as far: such points are left out like those that are not finite, which sums over them would be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,15 +188,18 @@ def points_from_records(
             f"{name}: PointCloud2 has no field {', '.join(missing)}; its fields are {', '.join(names) or 'none'}; "
             "expected x, y, z and, where the sensor has them, intensity and ring",
         )
-    finite = np.isfinite(records["x"]) & np.isfinite(records["y"]) & np.isfinite(records["z"])
-    dropped = len(records) - int(finite.sum())
+    points = np.zeros((len(records), 5), dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for column, axis in enumerate("xyz"):
+            points[:, column] = records[axis]
+    usable = np.ones(len(points), dtype=bool)
+    for column in range(3):
+        usable &= np.abs(points[:, column]) < FARTHEST_M
+    dropped = len(records) - int(usable.sum())
     if dropped == len(records):
         raise DropFrame(EMPTY_CLOUD, f"{name}: none of the {len(records)} points of the PointCloud2 is finite")
     if dropped:
-        records = records[finite]
-    points = np.zeros((len(records), 5), dtype=np.float32)
-    for column, axis in enumerate("xyz"):
-        points[:, column] = records[axis]
+        records, points = records[usable], points[usable]
     intensity = next((n for n in INTENSITY_NAMES if n in names), None)
     if intensity is not None:
         points[:, 3] = _finite(records[intensity], intensity_scale)

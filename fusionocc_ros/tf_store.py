@@ -25,6 +25,8 @@ from fusionocc_core.geometry import (
 Matrix = NDArray[np.float64]
 
 S = 1_000_000_000
+FARTHEST_M = 1e9
+"""Longest edge; that of a map from the middle of the earth has 6e6. Sums of longer ones might not be finite."""
 FAR_BACK_NS = S
 """A stamp further back than this is a message that comes late, or the first after a jump in time (a bag looped)."""
 
@@ -141,7 +143,7 @@ class TfStore:
             ValueError: not a rigid transform, an edge from a frame to itself, or one that closes a loop.
         """
         parent, child = _checked(parent, child)
-        matrix = check_rigid(f"transform from {child!r} to {parent!r}", child2parent)
+        matrix = _plausible(f"transform from {child!r} to {parent!r}", child2parent)
         with self._changed:
             if loop := self._below(parent, child):
                 raise ValueError(f"it would close a loop: {' -> '.join([child, *loop, child])}")
@@ -161,7 +163,7 @@ class TfStore:
             ValueError: not a rigid transform, or an edge from a frame to itself.
         """
         parent, child = _checked(parent, child)
-        matrix = check_rigid(f"transform from {child!r} to {parent!r}", child2parent)
+        matrix = _plausible(f"transform from {child!r} to {parent!r}", child2parent)
         with self._changed:
             if loop := self._below(parent, child):
                 self._forget(max(loop, key=self._order.__getitem__))
@@ -279,6 +281,13 @@ class TfStore:
             f"no transform from {source!r} to {target!r}: {reason}; known frames: "
             f"{', '.join(known) if known else 'none (is /tf_static published?)'}"
         )
+
+
+def _plausible(name: str, child2parent: Matrix) -> Matrix:
+    matrix = check_rigid(name, child2parent)
+    if np.abs(matrix[:3, 3]).max() > FARTHEST_M:
+        raise ValueError(f"{name}: a translation of {matrix[:3, 3].tolist()} m; at most {FARTHEST_M:g} is believed")
+    return matrix
 
 
 def _checked(parent: str, child: str) -> tuple[str, str]:

@@ -338,6 +338,14 @@ def test_points_that_are_not_finite_are_dropped_and_counted() -> None:
     assert np.isfinite(got.points).all()
 
 
+def test_points_that_are_finite_as_doubles_alone_are_dropped() -> None:
+    records = np.zeros(3, dtype=[("x", "<f8"), ("y", "<f8"), ("z", "<f8")])
+    records["x"], records["y"][1] = (1.0, 2.0, -1e300), 1e30
+    got = points_from_records(records, beams=BeamLayout(), intensity_scale=1.0, name="l")
+    assert got.dropped == 2
+    np.testing.assert_array_equal(got.points[:, 0], [1.0])
+
+
 LATE_NS = np.array([-100_000_000, -50_000_000, 0, 20_000_000])
 
 

@@ -160,8 +160,8 @@ def test_a_wrong_moving_edge_that_closes_a_loop_is_outlived(when: str) -> None:
     np.testing.assert_array_equal(store.lookup("camera", "map", 2 * S if when == "between" else S), pose(3))
 
 
-@pytest.mark.parametrize("matrix", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.eye(3)])
-def test_what_is_not_rigid_is_refused(matrix: np.ndarray) -> None:
+@pytest.mark.parametrize("matrix", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.eye(3), pose(1e300)])
+def test_what_is_not_rigid_or_not_on_earth_is_refused(matrix: np.ndarray) -> None:
     with pytest.raises(ValueError, match="transform from 'b' to 'a'"):
         TfStore().set_static("a", "b", matrix)
     with pytest.raises(ValueError, match="transform from 'b' to 'a'"):
