@@ -14,13 +14,13 @@ import pytest
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import OccupancyGrid
+from node_cases import connected, drive, parameters, start
+from output_cases import occupancy
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 from synthetic_sensors import FakeNetwork, Vehicle, World
-from test_node import connected, drive, parameters, start
-from test_outputs import occupancy
 
 from fusionocc_msgs.msg import SemanticOccupancy
 from fusionocc_msgs.srv import SaveSnapshot, SetPalette
