@@ -15,6 +15,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -295,6 +296,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first message (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "fuzz", help="folder for logs")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the node must not outlive this process
     seeds = json.loads(SEEDS.read_text())["seeds"] if arguments.seed is None else [arguments.seed]
     kinds = KINDS if arguments.kind is None else (arguments.kind,)
     failed = False

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,7 @@ def main() -> int:
     parser.add_argument("--preset", default="fusionocc-tiny", help=f"or {IDLE} for no network (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="where figures and samples go, as JSON")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the node must not outlive this process
     seconds = 60 * arguments.minutes
     seen = run(seconds=seconds, preset=arguments.preset)
     verdict = judge(seen, warm_up_s=min(300.0, seconds / 4))
