@@ -25,8 +25,8 @@ from fusionocc_core.geometry import (
 Matrix = NDArray[np.float64]
 
 S = 1_000_000_000
-FARTHEST_M = 1e9
-"""Longest edge; that of a map from the middle of the earth has 6e6. Sums of longer ones might not be finite."""
+FARTHEST_M = 1e12
+"""Longest edge: further than the planets. Sums and squares of longer ones might not be finite."""
 FAR_BACK_NS = S
 """A stamp further back than this is a message that comes late, or the first after a jump in time (a bag looped)."""
 

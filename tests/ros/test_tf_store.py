@@ -161,7 +161,7 @@ def test_a_wrong_moving_edge_that_closes_a_loop_is_outlived(when: str) -> None:
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.eye(3), pose(1e300)])
-def test_what_is_not_rigid_or_not_on_earth_is_refused(matrix: np.ndarray) -> None:
+def test_what_is_not_rigid_or_beyond_all_measure_is_refused(matrix: np.ndarray) -> None:
     with pytest.raises(ValueError, match="transform from 'b' to 'a'"):
         TfStore().set_static("a", "b", matrix)
     with pytest.raises(ValueError, match="transform from 'b' to 'a'"):
