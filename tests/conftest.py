@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -25,6 +26,9 @@ OPTIONAL_PACKAGES = {
 }
 """How many tests each optional package has, all of which skip where it is not installed."""
 NO_CUDA = "no CUDA device: the compiled kernels of splatting"
+
+# Shells have jobs in the background ignore interrupts, and so would every process that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
