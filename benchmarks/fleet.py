@@ -7,6 +7,9 @@ Each round runs every number of workers once, in turn, over the same keyframes i
 all workers work (from the first unit that is begun to the last that is done), and with everything around (processes
 started, PyTorch imported, weights read, the manifest written). The CPU time of a keyframe says what workers cost each
 other in caches and memory; it means something on cores that other programs use, too.
+
+What the machine itself gives: in each round as many processes multiply matrices, and copy memory, that share nothing
+and wait for nothing. Virtual cores may be two threads of one core; no program gains more from them than these do.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -36,6 +41,11 @@ from fusionocc_core.fleet.store import Store
 from fusionocc_core.fleet.units import DataSet, cut
 from fusionocc_core.fleet.worker import Job
 from fusionocc_core.presets import make_network, preset_config
+
+BARE_SECONDS = 1.5
+SPAWN_SECONDS = 6.0
+"""Until processes have imported PyTorch."""
+COLUMNS = ("working", "whole", "cpu_ms", "multiply", "copy")
 
 
 def make_job(args: argparse.Namespace, root: Path) -> Job:
@@ -67,6 +77,32 @@ def measure(job: Job, workers: int) -> dict[str, float]:
     working = max(record.ended_unix_s for record in records) - min(record.began_unix_s for record in records)
     cpu_ms = 1e3 * sum(record.cpu_s for record in records) / job.keyframes
     return {"working": job.keyframes / working, "whole": job.keyframes / whole, "cpu_ms": cpu_ms}
+
+
+def bare_rate(kind: str, begins_at: float) -> float:
+    """Products of matrices or copies a second of this process, on one thread, from a moment of the clock on."""
+    torch.set_num_threads(1)
+    a, b = torch.rand(2, 384, 384)
+    source = torch.zeros(2**24)
+    target = torch.empty_like(source)
+    step = (lambda: torch.mm(a, b)) if kind == "multiply" else (lambda: target.copy_(source))
+    step()
+    time.sleep(max(0.0, begins_at - time.time()))
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < BARE_SECONDS:
+        step()
+        done += 1
+    return done / (time.perf_counter() - began)
+
+
+def bare_rates(workers: int) -> dict[str, float]:
+    """What so many processes do together that share nothing and wait for nothing."""
+    rates = {}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for kind in ("multiply", "copy"):
+            begins_at = time.time() + SPAWN_SECONDS
+            rates[kind] = sum(pool.map(bare_rate, [kind] * workers, [begins_at] * workers))
+    return rates
 
 
 def start_costs(preset: str, rounds: int) -> dict[str, float]:
@@ -125,17 +161,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(args, args.data or simulated(Path(folder) / "sim", args.keyframes))
         console.print(f"{job.keyframes} keyframes in {len(job.units)} units, {args.rounds} rounds", highlight=False)
-        rounds = [{workers: measure(job, workers) for workers in args.workers} for _ in range(args.rounds)]
+        rounds = [
+            {workers: measure(job, workers) | bare_rates(workers) for workers in args.workers}
+            for _ in range(args.rounds)
+        ]
     first = args.workers[0]
-    table = Table("workers", "keyframes/s, working", "ratio", "start included", "ratio", "CPU ms a keyframe", "ratio")
+    titles = ("keyframes/s, working", "start included", "CPU ms a keyframe", "bare: products/s", "bare: copies/s")
+    table = Table("workers", *(title for name in titles for title in (name, "ratio")))
     rows = []
     for workers in args.workers:
         row: dict[str, float] = {"workers": workers}
-        for name in ("working", "whole", "cpu_ms"):
+        for name in COLUMNS:
             row[name] = median(one[workers][name] for one in rounds)
             row[f"{name}_ratio"] = median(one[workers][name] / one[first][name] for one in rounds)
         rows.append(row)
-        table.add_row(*(f"{value:.2f}" if name != "workers" else f"{value}" for name, value in row.items()))
+        table.add_row(*(f"{value:.4g}" if name != "workers" else f"{value}" for name, value in row.items()))
     console.print(table)
     about = machine()
     console.print(in_words(about), highlight=False, soft_wrap=True)

@@ -226,6 +226,17 @@ class TestWorkers:
         assert len({line.split()[0] for line in lines}) == 2
         assert max(Counter(line.split()[1] for line in lines).values()) <= 2
 
+    def test_workers_start_together_however_large_the_job_is(self, tree, tmp_path):
+        """A worker imports for seconds before it reads what it is to do; the next one does not wait for that."""
+        stub = Stub(pause_s=0.3, starts=tmp_path / "starts", ballast=bytes(2**21))
+        job = make_job(tmp_path / "out", tree.root, chunk=1, stub=stub)
+        prepare(job)
+        assert run_local(job, 2) == 0
+        assert finish(job).failed == []
+        starts = [int(line) / os.sysconf("SC_CLK_TCK") for line in stub.starts.read_text().splitlines()]
+        assert len(starts) == 2
+        assert abs(starts[1] - starts[0]) < 0.7
+
     def test_a_worker_thought_dead_that_goes_on_changes_nothing(self, tree, tmp_path):
         """Its unit was taken over meanwhile; a file that is there stays the one that was counted."""
         job = make_job(tmp_path / "out", tree.root, chunk=7, lease_s=3600)
