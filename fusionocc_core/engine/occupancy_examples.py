@@ -123,6 +123,9 @@ class ExampleNeeds:
     """Rays are wanted, too."""
     teacher: bool = False
     """Keyframes without labels are wanted as a teacher sees them, too."""
+    practice: float | None = None
+    """Chance that a labelled sample keeps the depth in its pictures that the LiDAR measured; the others, and all
+    without labels, lose it (what depth the network should predict stays). None: all keep it."""
 
 
 class OccupancyExamples:
@@ -190,7 +193,7 @@ class OccupancyExamples:
         """
         if self.samples is not None and any(key.sample not in self.samples for key in keys):
             raise ValueError(f"{keys}: this process reads the samples {self.samples} alone")
-        indices = [self.order[key.sample] for key in keys]
+        needs, indices = self.needs, [self.order[key.sample] for key in keys]
         frames = [self._frame(index) for index in indices]
         generators = [torch.Generator().manual_seed(draw_seed(self.seed, *key)) for key in keys]
         fewest = min(len(frame.cameras) for frame in frames)
@@ -201,9 +204,12 @@ class OccupancyExamples:
         for place, (index, frame, generator) in enumerate(zip(indices, frames, generators, strict=True)):
             image_augs, bev_aug = self._augmentation(frame, generator)
             batch, targets = self._one(index, frame, image_augs, bev_aug, generator)
-            parts.append(self._drop(batch, targets, cameras, generator))
-            if self.needs.teacher and not self._is_labelled(index):
-                plain.append(prepare(frame, self.needs.inputs, self.needs.grid, bev_aug=bev_aug))
+            batch, targets = self._drop(batch, targets, cameras, generator)
+            if needs.practice is not None and not (self._is_labelled(index) and _chance(needs.practice, generator)):
+                batch = replace(batch, depth_BNHW=torch.zeros_like(batch.depth_BNHW))
+            parts.append((batch, targets))
+            if needs.teacher and not self._is_labelled(index):
+                plain.append(prepare(frame, needs.inputs, needs.grid, bev_aug=bev_aug))
                 places.append(place)
         return Examples(
             batch=collate([batch for batch, _ in parts]),
@@ -320,6 +326,10 @@ class OccupancyExamples:
             for name, aug in image_augs.items()
         ]
         return _tensor(np.stack(maps))
+
+
+def _chance(chance: float, generator: torch.Generator) -> bool:
+    return float(torch.rand(1, generator=generator)) < chance
 
 
 def _never(index: int) -> bool:

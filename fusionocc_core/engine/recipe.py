@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from fusionocc_core.checkpoints import encode_config
 from fusionocc_core.engine.occupancy_examples import DataConfig, ExampleNeeds
 from fusionocc_core.engine.trainer import TrainConfig
 from fusionocc_core.losses import LossConfig
+from fusionocc_core.models.lifted_frames import FramesConfig
 from fusionocc_core.models.network import NetworkConfig
 from fusionocc_core.models.renderocc import RenderOccConfig
 from fusionocc_core.ops.volume_render_rays import RenderConfig
@@ -55,6 +56,7 @@ class Recipe:
     @property
     def needs(self) -> ExampleNeeds:
         """What the network and its losses want from a sample."""
+        teacher = self.train.teacher
         return ExampleNeeds(
             inputs=self.model.inputs,
             grid=self.model.grid,
@@ -65,8 +67,29 @@ class Recipe:
             center_classes=self.loss.center_classes,
             voxels=self.loss.needs_voxel_labels,
             rays=self.loss.rendering is not None,
-            teacher=self.train.teacher is not None,
+            teacher=teacher is not None,
+            practice=teacher.practice if teacher and teacher.practised else None,
         )
+
+    @property
+    def trained_model(self) -> NetworkConfig:
+        """The network's config while it is trained: where a teacher's student practises, it takes measured depth."""
+        teacher = self.train.teacher
+        return taking_measured_depth(self.model) if teacher and teacher.practised else self.model
+
+
+def taking_measured_depth(model: NetworkConfig) -> FramesConfig:
+    """The network that lifts to measured depth where a sample has some.
+
+    Raises:
+        ValueError: networks of its kind cannot.
+    """
+    if not isinstance(model, FramesConfig):
+        raise ValueError(
+            f"train.teacher.measured_depth=True: a {type(model).__name__} has no depth_source; FlashOcc, RenderOcc "
+            "and UniOcc have, other networks are taught with --set train.teacher.measured_depth=false"
+        )
+    return replace(model, depth_source="measured")
 
 
 def check_rendering(render: RenderConfig, model: NetworkConfig) -> None:

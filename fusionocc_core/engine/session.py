@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from safetensors import SafetensorError
-from torch import nn
 
 from fusionocc_core.checkpoints import (
     ModelCard,
@@ -29,15 +28,14 @@ from fusionocc_core.engine.distributed import World
 from fusionocc_core.engine.ema import Ema
 from fusionocc_core.engine.evaluation import LabelledFrames, evaluate, summary
 from fusionocc_core.engine.occupancy_examples import OccupancyExamples
-from fusionocc_core.engine.recipe import Recipe, check_same_recipe
+from fusionocc_core.engine.recipe import Recipe, check_same_recipe, taking_measured_depth
 from fusionocc_core.engine.recorder import Export, Recorder
 from fusionocc_core.engine.rng import seed_everything
 from fusionocc_core.engine.run_folder import publish
 from fusionocc_core.engine.teacher import Teacher, taught_terms
 from fusionocc_core.engine.trainer import Trainer
 from fusionocc_core.losses import Losses, Targets, compute_losses
-from fusionocc_core.models.lifted_frames import FramesConfig
-from fusionocc_core.models.network import OccupancyNetwork
+from fusionocc_core.models.network import NetworkConfig, OccupancyNetwork
 from fusionocc_core.models.renderocc import RenderOccConfig
 from fusionocc_core.presets import make_network
 from fusionocc_core.structures import UNTRAINED, InputConfig, Outputs
@@ -56,11 +54,24 @@ class Start:
 
 
 def fresh_network(recipe: Recipe) -> OccupancyNetwork:
-    """The recipe's network with fresh weights, the same for the same seed."""
+    """The recipe's network as it is trained, with fresh weights, the same for the same seed."""
     seed_everything(recipe.train.seed)
-    model = make_network(recipe.model)
+    model = make_network(recipe.trained_model)
     model.card = ModelCard(preset=recipe.preset, trained_on=UNTRAINED)
     return model
+
+
+def as_used(network: Any, config: NetworkConfig) -> Any:
+    """A network as it is evaluated and exported: itself, or where its config differs in training, one of its weights.
+
+    The other shares the tensors; its mode is the same.
+    """
+    if network.config == config:
+        return network
+    used = make_network(config)
+    used.load_state_dict(network.state_dict(), assign=True)
+    used.card = network.card
+    return used.train(network.training)
 
 
 def load_start(model: OccupancyNetwork, start: Start) -> str:
@@ -136,7 +147,7 @@ def start_training(
         checkpoints=settings.checkpoints,
         log_every=settings.log_every,
         best_metric=recipe.best_metric,
-        export=_export(ModelCard(preset=recipe.preset, trained_on=seen)),
+        export=_export(ModelCard(preset=recipe.preset, trained_on=seen), recipe.model),
         run={"recipe": encode_config(recipe), "name": name, "command": command, "start": begun, "data": seen},
         check_resume=lambda run: check_same_recipe(recipe, run["recipe"]),
         tensorboard=tensorboard,
@@ -178,10 +189,10 @@ def _held_out(recipe: Recipe, frames: NuScenesFrames) -> LabelledFrames:
 
 def _evaluation(
     recipe: Recipe, labelled: LabelledFrames, world: World, recorder: Recorder
-) -> Callable[[nn.Module], Mapping[str, float]]:
+) -> Callable[[Any], Mapping[str, float]]:
     return lambda network: summary(
         evaluate(
-            network,
+            as_used(network, recipe.model),
             labelled,
             world=world,
             workers=recipe.train.workers,
@@ -200,14 +211,7 @@ def _teacher(recipe: Recipe, world: World) -> Callable[[Ema], Teacher] | None:
     config = recipe.train.teacher
     if config is None:
         return None
-    model = recipe.model
-    if config.measured_depth:
-        if not isinstance(model, FramesConfig):
-            raise ValueError(
-                f"train.teacher.measured_depth=True: a {type(model).__name__} has no depth_source; FlashOcc, RenderOcc "
-                "and UniOcc have, other networks are taught with --set train.teacher.measured_depth=false"
-            )
-        model = replace(model, depth_source="measured")
+    model = taking_measured_depth(recipe.model) if config.measured_depth else recipe.model
     loss = taught_terms(recipe.loss, has_density=isinstance(model, RenderOccConfig))
     labels = model.label_set
     return lambda ema: Teacher(
@@ -219,10 +223,10 @@ def _teacher(recipe: Recipe, world: World) -> Callable[[Ema], Teacher] | None:
     )
 
 
-def _export(card: ModelCard) -> Export:
-    def export(model: nn.Module, path: Path, metrics: Mapping[str, float]) -> None:
+def _export(card: ModelCard, config: NetworkConfig) -> Export:
+    def export(model: Any, path: Path, metrics: Mapping[str, float]) -> None:
         told = ModelCard(preset=card.preset, trained_on=card.trained_on, metrics=dict(metrics))
-        publish(path, lambda partial: _save(model, partial, told))
+        publish(path, lambda partial: _save(as_used(model, config), partial, told))
 
     return export
 

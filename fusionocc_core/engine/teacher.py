@@ -40,19 +40,27 @@ class TeacherConfig:
     """Passes over which its weight then rises from 0."""
     measured_depth: bool = True
     """False: it predicts depth everywhere, as the student does."""
+    practice: float = 0.5
+    """Chance that a labelled keyframe shows the student its measured depth, so that the averages have learnt what to
+    make of certain depth before they teach with it. 0: they never have; then it does them more harm than good."""
 
     def __post_init__(self) -> None:
         """Refuse shares that are none, and times before the beginning."""
-        if not (0 <= self.confidence < 1 and 0 <= self.free_share <= 1):
+        if not (0 <= self.confidence < 1 and 0 <= self.free_share <= 1 and 0 <= self.practice <= 1):
             raise ValueError(
-                f"TeacherConfig: expected 0 <= confidence={self.confidence} < 1 and 0 <= free_share={self.free_share} "
-                "<= 1"
+                f"TeacherConfig: expected 0 <= confidence={self.confidence} < 1, and free_share={self.free_share} and "
+                f"practice={self.practice} from 0 to 1"
             )
         if self.weight <= 0 or min(self.start_epoch, self.ramp_epochs) < 0:
             raise ValueError(
                 f"TeacherConfig: weight={self.weight} must be positive, start_epoch={self.start_epoch} and "
                 f"ramp_epochs={self.ramp_epochs} not negative"
             )
+
+    @property
+    def practised(self) -> bool:
+        """Whether the student is ever shown measured depth."""
+        return self.measured_depth and self.practice > 0
 
     def weight_at(self, epoch: float) -> float:
         """The weight after so many passes over the data."""

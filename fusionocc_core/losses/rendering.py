@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fusionocc_core.losses.ray_voxels import ray_voxel_loss, ray_voxels
 from fusionocc_core.losses.terms import Losses, LossTerm
 from fusionocc_core.losses.voxels import balancing_weights
 from fusionocc_core.ops.volume_render import CHUNK_RAYS, RenderedRays, volume_render
@@ -22,7 +23,8 @@ from fusionocc_core.ops.volume_render_rays import Rays, RenderConfig, renderocc_
 logger = logging.getLogger(__name__)
 
 TARGETS = ("range", "z")
-RENDERING_TERMS = ("rendered_depth", "rendered_semantic", "entropy", "distortion", "sight")
+RENDERED_TERMS = ("rendered_depth", "rendered_semantic", "entropy", "distortion", "sight")
+RENDERING_TERMS = (*RENDERED_TERMS, "ray_voxels")
 """Names of the weights in RenderingLossConfig and of the terms in Losses."""
 
 NUSCENES_RAY_COUNTS = (
@@ -63,6 +65,9 @@ class RenderingLossConfig:
     sight: float = 0.0
     """Rays shall end near what was measured (see RenderConfig.near). RenderOcc does without; its other terms say little
     about where along a ray its weights lie."""
+    ray_voxels: float = 0.0
+    """Voxels where a ray ends are occupied, by its class; those that rays only cross are free (losses/ray_voxels.py).
+    RenderOcc does without, and has to choose above which density a voxel is occupied."""
     target: str = "range"
     """What rendered depth is held against: "range": the distance along the ray. "z": the camera's z, as RenderOcc has
     it, which is shorter away from the middle of the picture."""
@@ -115,6 +120,8 @@ class DensityVolume:
     density_BXYZ: Tensor
     semantic_BXYZK: Tensor
     """Without free space."""
+    occupied_logits_BXYZ: Tensor
+    """Log-odds that a voxel is occupied."""
 
 
 def renderocc_losses(*, target: str = "z", weight: float = 1.0) -> RenderingLossConfig:
@@ -143,7 +150,11 @@ def density_volume(outputs: VolumePredictions, render: RenderConfig, *, free: in
         ValueError: the official opacity is wanted of a network without density of its own.
     """
     if outputs.density is not None:
-        return DensityVolume(density_BXYZ=outputs.density.density_BXYZ, semantic_BXYZK=outputs.density.semantic_BXYZK)
+        return DensityVolume(
+            density_BXYZ=outputs.density.density_BXYZ,
+            semantic_BXYZK=outputs.density.semantic_BXYZK,
+            occupied_logits_BXYZ=outputs.density.occupied_logits_BXYZ,
+        )
     if render.opacity != "metric":
         raise ValueError(
             f"RenderConfig.opacity={render.opacity!r} belongs to networks with Outputs.density; class scores are "
@@ -153,7 +164,11 @@ def density_volume(outputs: VolumePredictions, render: RenderConfig, *, free: in
     others_BKXYZ = torch.cat([logits_BKXYZ[:, :free], logits_BKXYZ[:, free + 1 :]], dim=1)
     occupied_BXYZ = others_BKXYZ.logsumexp(dim=1) - logits_BKXYZ[:, free]
     edge = 2 * render.extent / render.cells_across
-    return DensityVolume(density_BXYZ=F.softplus(occupied_BXYZ) / edge, semantic_BXYZK=others_BKXYZ.movedim(1, -1))
+    return DensityVolume(
+        density_BXYZ=F.softplus(occupied_BXYZ) / edge,
+        semantic_BXYZK=others_BKXYZ.movedim(1, -1),
+        occupied_logits_BXYZ=occupied_BXYZ,
+    )
 
 
 def rendered_terms(
@@ -185,13 +200,30 @@ def rendered_terms(
             f"Rays.label_R holds {rays.label_R[wrong_R].unique().tolist()[:8]}; expected 0..{classes - 1} but for "
             f"{free} (free), or {unknown} for unknown"
         )
+    shifted_R = rays.label_R - ((rays.label_R > free) & (rays.label_R != unknown)).long()
+    rays = replace(rays, label_R=shifted_R)
+    parts: tuple[LossTerm, ...] = ()
     with torch.autocast(outputs.logits_BKXYZ.device.type, enabled=False):
         volume = density_volume(outputs, config.render, free=free)
-        rendered = volume_render(
-            volume.density_BXYZ, volume.semantic_BXYZK, rays, config.render, chunk_rays=config.chunk_rays
-        )
-    shifted_R = rays.label_R - ((rays.label_R > free) & (rays.label_R != unknown)).long()
-    return rendering_losses(rendered, replace(rays, label_R=shifted_R), config, unknown=unknown).parts
+        if any(getattr(config, name) for name in RENDERED_TERMS):
+            rendered = volume_render(
+                volume.density_BXYZ, volume.semantic_BXYZK, rays, config.render, chunk_rays=config.chunk_rays
+            )
+            parts = rendering_losses(rendered, rays, config, unknown=unknown).parts
+        if config.ray_voxels:
+            parts = (*parts, _ray_voxels(volume, rays, config, unknown))
+    return parts
+
+
+def _ray_voxels(volume: DensityVolume, rays: Rays, config: RenderingLossConfig, unknown: int) -> LossTerm:
+    shape = volume.density_BXYZ.shape
+    voxels = ray_voxels(rays, config.render, shape_BXYZ=shape, unknown=unknown, chunk=config.chunk_rays)
+    odds, semantic = volume.occupied_logits_BXYZ, volume.semantic_BXYZK
+    value = ray_voxel_loss(odds, semantic, voxels, unknown=unknown, class_weights=config.class_weights)
+    labelled = int((voxels.ended_V | voxels.crossed_V).sum())
+    if not labelled:
+        logger.info("loss ray_voxels: no ray in this batch carries a depth; it is zero")
+    return LossTerm(name="ray_voxels", value=value, weight=config.ray_voxels, labelled=labelled)
 
 
 def silog_depth(depth_R: Tensor, target_R: Tensor, *, variance_focus: float) -> Tensor:

@@ -21,13 +21,13 @@ from fusionocc_core.engine.distributed import World
 from fusionocc_core.engine.ema import Ema
 from fusionocc_core.engine.occupancy_examples import OccupancyExamples
 from fusionocc_core.engine.sampler import SampleKey
-from fusionocc_core.engine.session import open_frames, start_training
+from fusionocc_core.engine.session import as_used, open_frames, start_training
 from fusionocc_core.engine.teacher import TeacherConfig, sure_labels, taught_terms
 from fusionocc_core.grids import OCC3D_LABELS
 from fusionocc_core.layers.measured_depth import override_depth
 from fusionocc_core.layers.view_transform import measured_depth_bins
 from fusionocc_core.losses import LossConfig
-from fusionocc_core.presets import make_network
+from fusionocc_core.presets import load_model, make_network
 from fusionocc_core.structures import DensityOutputs, Outputs
 
 
@@ -89,6 +89,41 @@ def test_the_teacher_is_the_average_and_holds_nothing_itself(tree, tmp_path):
     assert any(line["taught_occupied"] > 0 for line in told)
 
 
+def test_the_student_practises_with_measured_depth_on_labelled_keyframes_alone(tree, tmp_path):
+    recipe = taught()
+    frames = open_frames(tree.root, recipe.model.inputs, split="mini_train", version=None)
+    seen = {}
+    for practice in (0.0, 0.5, 1.0):
+        told = replace(recipe, train=replace(recipe.train, teacher=replace(recipe.train.teacher, practice=practice)))
+        examples = OccupancyExamples(frames, told.data, told.needs, seed=0)
+        seen[practice] = [examples.examples([SampleKey(epoch, n)]) for epoch in range(16) for n in range(len(examples))]
+    measured = [bool(one.batch.depth_BNHW.any()) for one in seen[0.0]]  # without practice it is not looked at
+    shown = {practice: [bool(one.batch.depth_BNHW.any()) for one in some] for practice, some in seen.items()}
+    labelled = [one.unlabelled is None for one in seen[0.0]]
+    assert sum(measured) > 16
+    assert shown[1.0] == [has and known for has, known in zip(measured, labelled, strict=True)]
+    assert all(keeps <= might for keeps, might in zip(shown[0.5], shown[1.0], strict=True))
+    assert 0.25 < sum(shown[0.5]) / sum(shown[1.0]) < 0.75
+    for one, plain, has in zip(seen[1.0], seen[0.0], measured, strict=True):
+        assert torch.equal(one.targets.depth_bins_BNhw, plain.targets.depth_bins_BNhw), "it still teaches depth"
+        assert one.unlabelled is None or bool(one.unlabelled.batch.depth_BNHW.any()) >= has, "the teacher sees it"
+
+
+def test_what_has_practised_is_evaluated_and_kept_without_measured_depth(tree, tmp_path):
+    trainer = train(taught(), tree, tmp_path / "run")
+    assert trainer.model.config.depth_source == "measured"
+    kept = load_model(str(tmp_path / "run" / "last.safetensors"))
+    assert kept.config == taught().model
+    assert kept.config.depth_source == "predicted"
+    averages = trainer.ema.average
+    assert all(torch.equal(averages[name], tensor) for name, tensor in kept.state_dict().items())
+    used = as_used(trainer.model, taught().model)
+    assert used.config == taught().model
+    own = trainer.model.state_dict()
+    assert all(own[name].data_ptr() == tensor.data_ptr() for name, tensor in used.state_dict().items())
+    assert as_used(used, taught().model) is used
+
+
 def test_a_run_with_a_teacher_goes_on_bit_by_bit(tree, tmp_path):
     recipe = taught()
     whole = train(recipe, tree, tmp_path / "whole")
@@ -140,7 +175,7 @@ def test_the_weight_rises_along_the_ramp():
     config = TeacherConfig(weight=2.0, start_epoch=4.0, ramp_epochs=2.0)
     assert [config.weight_at(epoch) for epoch in (0.0, 4.0, 5.0, 6.0, 9.0)] == [0.0, 0.0, 1.0, 2.0, 2.0]
     assert replace(config, ramp_epochs=0.0).weight_at(4.0) == 2.0
-    for wrong in ({"confidence": 1.0}, {"free_share": 1.5}, {"weight": 0.0}, {"start_epoch": -1.0}):
+    for wrong in ({"confidence": 1.0}, {"free_share": 1.5}, {"weight": 0.0}, {"start_epoch": -1.0}, {"practice": 2.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             replace(config, **wrong)
 

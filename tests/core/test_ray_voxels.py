@@ -1,0 +1,171 @@
+"""What rays say of single voxels, held against a loop over rays and places, and the loss of it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from renderocc_cases import little_config
+
+from fusionocc_core.data.render_rays import rendering_of
+from fusionocc_core.grids import OCC3D_LABELS
+from fusionocc_core.losses import LossConfig, RenderingLossConfig, Targets, compute_losses
+from fusionocc_core.losses.ray_voxels import STEP, ray_voxel_loss, ray_voxels
+from fusionocc_core.ops.volume_render_rays import Rays
+from fusionocc_core.structures import Outputs
+
+GRID = replace(little_config().grid, lower=(-8.0, -8.0, -1.0), upper=(8.0, 8.0, 5.4), voxel_size=(0.5, 0.5, 0.8))
+RENDER = rendering_of(GRID)
+UNKNOWN = 255
+
+
+def rays_of(*rows: tuple[tuple, tuple, float, int, int]) -> Rays:
+    """Rays from (origin, direction, depth, label, sample)."""
+    origin, direction, depth, label, sample = zip(*rows, strict=True)
+    return Rays(
+        origin_R3=torch.tensor(origin, dtype=torch.float32),
+        direction_R3=torch.tensor(direction, dtype=torch.float32),
+        depth_R=torch.tensor(depth),
+        label_R=torch.tensor(label),
+        sample_R=torch.tensor(sample),
+    )
+
+
+def random_rays(count: int, samples: int, seed: int) -> Rays:
+    generator = torch.Generator().manual_seed(seed)
+    depth = 12 * torch.rand(count, generator=generator)
+    depth[::17], depth[5::17] = 0.0, torch.nan
+    label = torch.randint(0, 17, (count,), generator=generator)
+    label[::5] = UNKNOWN
+    return Rays(
+        origin_R3=torch.randn(count, 3, generator=generator) + torch.tensor([0.0, 0.0, 1.5]),
+        direction_R3=torch.randn(count, 3, generator=generator) * torch.tensor([1.0, 1.0, 0.3]),
+        depth_R=depth,
+        label_R=label,
+        sample_R=torch.randint(0, samples, (count,), generator=generator),
+    )
+
+
+def by_hand(rays: Rays, samples: int) -> tuple[np.ndarray, np.ndarray, dict[tuple, Counter]]:
+    """The same by a loop: ended, crossed, and the labels of each voxel."""
+    ended, crossed = np.zeros((2, samples, *GRID.shape), bool)
+    votes: dict[tuple, Counter] = {}
+    edge, lower = np.array(GRID.voxel_size), np.array(GRID.lower)
+
+    def voxel(position, sample):
+        cell = np.floor((position - lower) / edge).astype(int)
+        return (sample, *cell) if ((cell >= 0) & (cell < GRID.shape)).all() else None
+
+    for n in range(len(rays)):
+        far, sample = float(rays.range_R[n]), int(rays.sample_R[n])
+        if not far > 0:
+            continue
+        origin = rays.origin_R3[n].double().numpy()
+        along = rays.direction_R3[n].double().numpy() / np.linalg.norm(rays.direction_R3[n].double())
+        if place := voxel(origin + far * along, sample):
+            ended[place] = True
+            if rays.label_R[n] != UNKNOWN:
+                votes.setdefault(place, Counter())[int(rays.label_R[n])] += 1
+        for way in np.arange(0, (1 - RENDER.near_share) * far - RENDER.near, STEP * GRID.voxel_size[0]):
+            if place := voxel(origin + way * along, sample):
+                crossed[place] = True
+    return ended, crossed & ~ended, votes
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_ends_and_crossings_are_those_of_a_loop(chunk):
+    rays, shape = random_rays(300, 2, seed=4), (2, *GRID.shape)
+    found = ray_voxels(rays, RENDER, shape_BXYZ=shape, unknown=UNKNOWN, chunk=chunk)
+    ended, crossed, votes = by_hand(rays, 2)
+    assert ended.sum() > 100
+    assert crossed.sum() > 1000
+    # Places within rounding of a voxel's side may fall on either.
+    assert (found.ended_V.view(shape).numpy() != ended).sum() <= 2
+    assert (found.crossed_V.view(shape).numpy() != crossed).sum() <= 0.01 * crossed.sum()
+    assert not (found.ended_V & found.crossed_V).any()
+    labels = found.label_V.view(shape)
+    assert sum(int(labels[place]) not in counts for place, counts in votes.items()) <= 2
+    assert abs(int((labels != UNKNOWN).sum()) - len(votes)) <= 2
+
+
+def test_a_voxel_has_the_label_of_most_rays_and_an_end_outweighs_crossings():
+    eye = (-6.0, 0.1, 1.1)
+    rays = rays_of(
+        (eye, (1.0, 0.0, 0.0), 4.1, 3, 0),
+        (eye, (1.0, 0.0, 0.0), 4.2, 9, 0),
+        (eye, (1.0, 0.0, 0.0), 4.3, 3, 0),
+        (eye, (2.0, 0.0, 0.0), 4.0, UNKNOWN, 0),  # twice as far, through all of them
+        (eye, (0.0, 0.0, 1.0), 50.0, 5, 0),  # ends outside
+        (eye, (0.0, 1.0, 0.0), 0.0, 5, 1),  # measures nothing
+    )
+    found = ray_voxels(rays, RENDER, shape_BXYZ=(2, *GRID.shape), unknown=UNKNOWN, chunk=100)
+    ended, crossed, label = (x.view(2, *GRID.shape) for x in (found.ended_V, found.crossed_V, found.label_V))
+    y, z = int((0.1 + 8) / 0.5), int((1.1 + 1) / 0.8)
+    assert ended.nonzero().tolist() == [[0, 12, y, z], [0, 20, y, z]]
+    assert (int(label[0, 12, y, z]), int(label[0, 20, y, z])) == (3, UNKNOWN)
+    assert int((label != UNKNOWN).sum()) == 1
+    line = crossed[0, :, y, z].nonzero().flatten().tolist()
+    assert line[0] == 4
+    assert 12 not in line
+    assert line[-1] == 18  # 8 m less a twentieth and 0.4 m before the end
+    assert crossed[0, 4, y, z:].all(), "up to the roof of the grid"
+    assert not crossed[1].any()
+
+
+def test_the_loss_asks_for_what_the_rays_saw():
+    rays, shape = random_rays(300, 1, seed=1), (1, *GRID.shape)
+    voxels = ray_voxels(rays, RENDER, shape_BXYZ=shape, unknown=UNKNOWN, chunk=100)
+    odds = torch.zeros(shape, requires_grad=True)
+    scores = torch.zeros(*shape, 17, requires_grad=True)
+    nothing_known = ray_voxel_loss(odds, scores, voxels, unknown=UNKNOWN)
+    torch.testing.assert_close(nothing_known.detach(), torch.tensor(2.0).log() + torch.tensor(17.0).log())
+    nothing_known.backward()
+    assert (odds.grad.flatten()[voxels.ended_V] < 0).all()
+    assert (odds.grad.flatten()[voxels.crossed_V] > 0).all()
+    assert (odds.grad.flatten()[~(voxels.ended_V | voxels.crossed_V)] == 0).all()
+    right = torch.full((*shape, 17), -20.0).flatten(0, 3)
+    known = voxels.label_V != UNKNOWN
+    right[known, voxels.label_V[known]] = 20.0
+    sure = torch.where(voxels.ended_V, 20.0, -20.0).view(shape)
+    assert ray_voxel_loss(sure, right.view(*shape, 17), voxels, unknown=UNKNOWN) < 1e-6
+    assert ray_voxel_loss(-sure, right.view(*shape, 17), voxels, unknown=UNKNOWN) > 15
+    weights = [0.0] * 17
+    unweighted = ray_voxel_loss(sure, scores.detach(), voxels, unknown=UNKNOWN, class_weights=weights)
+    assert unweighted < 1e-6
+
+
+def test_networks_without_density_learn_it_too_and_rays_that_say_nothing_are_told(caplog):
+    logits = torch.zeros(1, 18, *GRID.shape, requires_grad=True)
+    loss = LossConfig(cross_entropy=0.0, rendering=only_voxels())
+    optimizer, rays = torch.optim.Adam([logits], lr=0.5), random_rays(200, 1, seed=3)
+    known = Targets(labels_BXYZ=torch.full((1, *GRID.shape), UNKNOWN, dtype=torch.uint8), rays=rays)
+    for _ in range(30):
+        losses = compute_losses(Outputs(logits_BKXYZ=logits), known, loss, OCC3D_LABELS)
+        assert list(losses.terms) == ["ray_voxels"], "nothing is rendered for it"
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+    voxels = ray_voxels(rays, RENDER, shape_BXYZ=(1, *GRID.shape), unknown=UNKNOWN, chunk=100)
+    answer = logits.argmax(dim=1).flatten()
+    named = voxels.label_V != UNKNOWN
+    assert torch.equal(answer[named], voxels.label_V[named])
+    assert (answer[voxels.crossed_V] == OCC3D_LABELS.free).all()
+    assert (answer[voxels.ended_V] != OCC3D_LABELS.free).all()
+    blind = replace(known, rays=replace(rays, depth_R=torch.zeros(200)))
+    with caplog.at_level(logging.INFO):
+        nothing = compute_losses(Outputs(logits_BKXYZ=logits), blind, loss, OCC3D_LABELS)
+    assert "ray_voxels" in caplog.text
+    optimizer.zero_grad()
+    nothing.total.backward()
+    assert nothing.total == 0
+    assert (logits.grad == 0).all()
+
+
+def only_voxels() -> RenderingLossConfig:
+    """No term but that of voxels."""
+    none = dict.fromkeys(("rendered_depth", "rendered_semantic", "entropy", "distortion"), 0.0)
+    return RenderingLossConfig(ray_voxels=1.0, render=RENDER, **none)
