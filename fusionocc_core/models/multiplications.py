@@ -20,6 +20,7 @@ GIGA_MACS: dict[str, float] = {
     "uniocc-flash-r50": 452.85,
     "uniocc-tiny": 10.49,
     "gaussianformer-144000": 1798.82,
+    "gaussianformer-25600-solid": 1404.86,
     "gaussianformer-tiny": 12.81,
     "gaussianformer2-tiny": 13.54,
     "gaussianfusion-tiny": 13.68,

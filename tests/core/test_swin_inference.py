@@ -1,14 +1,24 @@
 """Swin blocks for inference: the results of the plain ones, whatever the size of the picture."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from flashocc_cases import little_config as flashocc_config
+from flashocc_temporal_cases import stereo_config
+from fusionocc_cases import random_batch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from renderocc_cases import little_config as renderocc_config
 from torch import nn
 
 from fusionocc_core.layers import swin_inference
 from fusionocc_core.layers.image_backbones import SwinBackbone, SwinBlock, SwinConfig, shifted_window_mask
 from fusionocc_core.layers.swin_inference import SwinInferenceBlock, swin_for_inference, window_strips
+from fusionocc_core.predictor import network_for_inference
+from fusionocc_core.presets import make_network
+
+SMALL_SWIN = SwinConfig(embed_channels=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), window=3)
 
 
 def lively_block(channels, heads, window, *, shifted, seed=0):
@@ -84,6 +94,26 @@ def test_products_in_bfloat16_leave_the_sum_in_float32():
     found, expected = fast(x), block(x)
     assert found.dtype == torch.float32
     assert 0 < (found - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "config", [flashocc_config(), stereo_config(), renderocc_config("volume")], ids=["flashocc", "stereo", "renderocc"]
+)
+@torch.no_grad()
+def test_networks_with_swin_answer_as_before(config):
+    """As flashocc-m3 and renderocc-swinb have it: stereo looks at the first stage, the neck at the last two."""
+    torch.manual_seed(0)
+    plain = make_network(replace(config, image_backbone=SMALL_SWIN)).eval()
+    for name, parameter in plain.named_parameters():
+        if "relative_position_bias_table" in name:
+            nn.init.normal_(parameter)
+    batch = random_batch(plain.config, samples=1, cameras=2, seed=1)
+    fast = network_for_inference(plain, torch.device("cpu"), "float32")
+    blocks = [part for part in fast.modules() if isinstance(part, SwinInferenceBlock)]
+    assert len(blocks) == sum(SMALL_SWIN.depths)
+    found, expected = fast(batch), plain(batch)
+    torch.testing.assert_close(found.logits_BKXYZ, expected.logits_BKXYZ, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.depth_logits_BNDhw, expected.depth_logits_BNDhw, rtol=1e-3, atol=1e-4)
 
 
 def test_training_is_refused_and_other_networks_stay():
