@@ -33,11 +33,9 @@ def side_by_side(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
     For inference on a CPU. With one thread they run in turn, and so they do while gradients, autocast or a compiler
     follow what this thread does. An exception of a job is raised here, after all have ended.
     """
-    threads = torch.get_num_threads()
-    watched = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-    if threads < 2 or len(jobs) < 2 or watched or torch.jit.is_tracing():
+    if len(jobs) < 2 or not _may():
         return [job() for job in jobs]
-    pool = _pool(os.getpid(), len(jobs), threads)
+    pool = _pool(os.getpid(), len(jobs), torch.get_num_threads())
     inference = torch.is_inference_mode_enabled()
     futures = [pool.submit(_run, job, inference) for job in jobs]
     outcomes = [future.exception() for future in futures]
@@ -59,8 +57,8 @@ def two_in_turn(first: Callable[[], Result], second: Callable[[], Other]) -> tup
 
 
 def two_on(device: torch.device) -> RunTwo:
-    """On a CPU side by side; a GPU has them follow each other without waiting anyway."""
-    return two_side_by_side if device.type == "cpu" else two_in_turn
+    """On a CPU side by side, where ``side_by_side`` would; a GPU has them follow each other without waiting anyway."""
+    return two_side_by_side if device.type == "cpu" and _may() else two_in_turn
 
 
 def shares(length: int) -> list[slice]:
@@ -68,6 +66,12 @@ def shares(length: int) -> list[slice]:
     threads = max(1, min(torch.get_num_threads(), length))
     bounds = [length * number // threads for number in range(threads + 1)]
     return [slice(begin, end) for begin, end in pairwise(bounds)]
+
+
+def _may() -> bool:
+    """Whether there are threads to share, and nobody follows what this one does."""
+    watched = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    return torch.get_num_threads() > 1 and not (watched or torch.jit.is_tracing())
 
 
 def _run(job: Callable[[], Result], inference: bool) -> Result:

@@ -28,12 +28,17 @@ class BevMap:
     shape: tuple[int, int]
     """Cells along x and y."""
 
-    def centers(self, heights: tuple[float, ...], like: Tensor) -> Tensor:
-        """(Y, X, L, 3) points over the middle of each cell, metres."""
+    def middles(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(X,) and (Y,): where the middles of the cells lie, metres."""
         x, y = (
             lower + (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) * size
             for lower, size, count in zip(self.lower, self.cell_size, self.shape, strict=True)
         )
+        return x, y
+
+    def centers(self, heights: tuple[float, ...], like: Tensor) -> Tensor:
+        """(Y, X, L, 3) points over the middle of each cell, metres."""
+        x, y = self.middles(like)
         grid = torch.meshgrid(y, x, like.new_tensor(heights), indexing="ij")
         return torch.stack([grid[1], grid[0], grid[2]], dim=-1)
 
@@ -104,43 +109,68 @@ class PullLift(nn.Module):
 
     def plan(self, cameras: Cameras, present_BN: Tensor) -> PullPlan:
         """Which cells are seen by which of the present cameras, and where."""
-        ego_YXL3 = self.bev.centers(self.heights, cameras.intrinsics_BN33)
-        uvd_BNP3 = project(ego_YXL3.flatten(0, 2), cameras)
+        u, v, depth = project_map(self.bev, self.heights, cameras)
         height, width = self.image_size
-        u, v, depth = uvd_BNP3.unbind(dim=-1)
         first = self.bins.start - self.bins.step / 2
         seen_BNP = (depth > first) & (depth < self.bins.stop + self.bins.step / 2) & (depth > 0)
         seen_BNP = seen_BNP & (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5)
         seen_BPN = (seen_BNP & present_BN[:, :, None]).transpose(1, 2)
         sample_Q, point_Q, camera_Q = seen_BPN.nonzero(as_tuple=True)
-        uvd_Q3 = uvd_BNP3[sample_Q, camera_Q, point_Q]
+        u_Q, v_Q, depth_Q = (plane_BNP[sample_Q, camera_Q, point_Q] for plane_BNP in (u, v, depth))
         compact_BN = (present_BN.flatten().cumsum(0) - 1).view(present_BN.shape)
         return PullPlan(
             point_Q=sample_Q * seen_BPN.shape[1] + point_Q,
             camera_Q=compact_BN[sample_Q, camera_Q],
-            uv_Q2=(uvd_Q3[:, :2] - (self.stride - 1) / 2) / self.stride,
-            depth_bin_Q=(uvd_Q3[:, 2] - self.bins.start) / self.bins.step - 0.5,
+            uv_Q2=(torch.stack([u_Q, v_Q], dim=1) - (self.stride - 1) / 2) / self.stride,
+            depth_bin_Q=(depth_Q - self.bins.start) / self.bins.step - 0.5,
             weight_Q=1.0 / seen_BPN.sum(dim=2)[sample_Q, point_Q],
             num_points=seen_BPN.shape[0] * seen_BPN.shape[1],
         )
 
 
-def project(points_P3: Tensor, cameras: Cameras) -> Tensor:
-    """(B, N, P, 3): u, v (pixels of the network's picture) and depth (metres) of points in the augmented key ego frame.
+def project_map(bev: BevMap, heights: tuple[float, ...], cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the points over a map's cells appear: u, v (pixels of the network's picture) and depth (metres).
 
-    u and v of a point whose depth is not positive mean nothing.
+    Each (B, N, Y * X * L). u and v of a point whose depth is not positive mean nothing. The points are a grid, so that
+    each of the three is a sum of one share for the column, one for the row and one for the height.
     """
     # Autocast would round metres and pixels to 8 bits.
-    with torch.autocast(points_P3.device.type, enabled=False):
-        aug2cam_BN44 = torch.linalg.inv(cameras.bev_aug_B44[:, None] @ cameras.cam2keyego_BN44)
-        intrinsics_BN44 = torch.eye(4).to(aug2cam_BN44).repeat(*aug2cam_BN44.shape[:2], 1, 1)
-        intrinsics_BN44[..., :3, :3] = cameras.intrinsics_BN33
-        aug2pixel_BN44 = intrinsics_BN44 @ aug2cam_BN44
-        uvd_BNP3 = points_P3 @ aug2pixel_BN44[..., :3, :3].transpose(-1, -2) + aug2pixel_BN44[..., None, :3, 3]
-        depth_BNP1 = uvd_BNP3[..., 2:]
-        uvd_BNP3 = torch.cat([uvd_BNP3[..., :2] / depth_BNP1, depth_BNP1], dim=-1)
-        aug = cameras.image_aug_BN44
-        return uvd_BNP3 @ aug[..., :3, :3].transpose(-1, -2) + aug[..., None, :3, 3]
+    with torch.autocast(cameras.intrinsics_BN33.device.type, enabled=False):
+        aug2pixel_BN34 = _to_pixels(cameras)
+        x, y = bev.middles(aug2pixel_BN34)
+        z = aug2pixel_BN34.new_tensor(heights)
+        planes = []
+        for share_BN4 in aug2pixel_BN34.unbind(dim=2):
+            of_x, of_y, of_z, rest = (part_BN[..., None, None] for part_BN in share_BN4.unbind(dim=2))
+            row_BNP = (of_x * x[:, None] + of_z * z + rest).flatten(2)  # long rows: sums of short ones are slow
+            planes.append((of_y * y[:, None] + row_BNP[:, :, None]).flatten(2))
+        u, v, depth = planes
+        return u / depth, v / depth, depth
+
+
+def project_reference(points_P3: Tensor, cameras: Cameras) -> Tensor:
+    """The same for any points in the augmented key ego frame, (B, N, P, 3), to read and to test against."""
+    aug2cam_BN44 = torch.linalg.inv(cameras.bev_aug_B44[:, None] @ cameras.cam2keyego_BN44)
+    cam_BNP3 = points_P3 @ aug2cam_BN44[..., :3, :3].transpose(-1, -2) + aug2cam_BN44[..., None, :3, 3]
+    uvd_BNP3 = cam_BNP3 @ cameras.intrinsics_BN33.transpose(-1, -2)
+    depth_BNP1 = uvd_BNP3[..., 2:]
+    uvd_BNP3 = torch.cat([uvd_BNP3[..., :2] / depth_BNP1, depth_BNP1], dim=-1)
+    aug = cameras.image_aug_BN44
+    return uvd_BNP3 @ aug[..., :3, :3].transpose(-1, -2) + aug[..., None, :3, 3]
+
+
+def _to_pixels(cameras: Cameras) -> Tensor:
+    """(B, N, 3, 4) from the augmented key ego frame to (u * depth, v * depth, depth)."""
+    aug2cam_BN44 = torch.linalg.inv(cameras.bev_aug_B44[:, None] @ cameras.cam2keyego_BN44)
+    pixels_BN34: Tensor = _picture_augmentation(cameras) @ cameras.intrinsics_BN33 @ aug2cam_BN44[..., :3, :]
+    return pixels_BN34
+
+
+def _picture_augmentation(cameras: Cameras) -> Tensor:
+    """(B, N, 3, 3) of pixels (u, v, 1): the part of image_aug_BN44 that says something."""
+    aug_BN33 = cameras.image_aug_BN44[..., :3, :3].clone()
+    aug_BN33[..., :2, 2] = cameras.image_aug_BN44[..., :2, 3]
+    return aug_BN33
 
 
 def ray_channels(cameras: Cameras, image_size: tuple[int, int], stride: int) -> Tensor:
@@ -155,10 +185,9 @@ def ray_channels(cameras: Cameras, image_size: tuple[int, int], stride: int) -> 
     v = torch.arange(height // stride, device=like.device, dtype=like.dtype) * stride + (stride - 1) / 2
     rows, columns = torch.meshgrid(v, u, indexing="ij")
     pixels_hw3 = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1)
-    aug_BN33 = cameras.image_aug_BN44[..., :3, :3].clone()
-    aug_BN33[..., :2, 2] = cameras.image_aug_BN44[..., :2, 3]
     with torch.autocast(like.device.type, enabled=False):
-        rise_BN13 = cameras.cam2keyego_BN44[..., 2:3, :3] @ torch.linalg.inv(aug_BN33 @ cameras.intrinsics_BN33)
+        to_pixels_BN33 = _picture_augmentation(cameras) @ cameras.intrinsics_BN33
+        rise_BN13 = cameras.cam2keyego_BN44[..., 2:3, :3] @ torch.linalg.inv(to_pixels_BN33)
         rise_BNhw = torch.einsum("hwi,bni->bnhw", pixels_hw3, rise_BN13[..., 0, :])
     camera_height = cameras.cam2keyego_BN44[..., 2, 3, None, None]
     nearness_BNhw = (-rise_BNhw / camera_height.clamp(min=0.1)).clamp(0, 1)

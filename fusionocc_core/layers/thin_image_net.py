@@ -94,6 +94,11 @@ class PictureFeatures:
     depth_logits_MDhw: Tensor
     seg_logits_MKhw: Tensor
 
+    def followed_by(self, others: PictureFeatures) -> PictureFeatures:
+        """Of these pictures and then of others."""
+        pairs = zip(vars(self).values(), vars(others).values(), strict=True)
+        return PictureFeatures(*(torch.cat(pair) for pair in pairs))
+
 
 class PictureNet(nn.Module):
     """Pictures to features, depth and classes of each cell at ``stride``.

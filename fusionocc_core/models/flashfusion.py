@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionocc_core.grids import DepthBins, LabelSet, VoxelGrid
@@ -26,18 +25,21 @@ from fusionocc_core.layers.bev_fusion import (
     LidarRaster,
 )
 from fusionocc_core.layers.conv_blocks import BasicBlock2d
+from fusionocc_core.layers.measured_depth import certain_depth
 from fusionocc_core.layers.presence import only_present, spread, unused
 from fusionocc_core.layers.pull_lift import BevMap, LiftGeometry, PullLift
 from fusionocc_core.layers.recurrent_bev import BevMemory, BevState, StreamLimits
 from fusionocc_core.layers.thin_image_net import PictureBackboneConfig, PictureFeatures, PictureNet, zero_last_norms
-from fusionocc_core.layers.view_transform import cameras_at, measured_depth_bins
+from fusionocc_core.layers.view_transform import cameras_at
 from fusionocc_core.models.network import OccupancyNetwork, check_depth_range
-from fusionocc_core.side_by_side import RunTwo, two_in_turn, two_on
+from fusionocc_core.side_by_side import RunTwo, two_in_turn, two_on, two_side_by_side
 from fusionocc_core.stream_pose import StreamPose, known
 from fusionocc_core.structures import Batch, InputConfig, LabelOutputs, Outputs, cameras_present, lidar_present
 
 MAP_STRIDE = 2
 """Voxels an edge of a cell of the fused map."""
+PICTURES_APART = 2 / 3
+"""Of the pictures, beside the LiDAR with the rest: in flashfusion-mini the LiDAR costs as much as two pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,16 +301,26 @@ class FlashFusion(OccupancyNetwork):
 
         Args:
             batch: as for ``forward``.
-            run_two: what runs pictures and LiDAR, which do not need each other until the lift.
+            run_two: what runs pictures and LiDAR, which do not need each other until the lift. Side by side the LiDAR
+                takes some pictures along, so that both end together.
         """
         self._check(batch)
         camera_BN, lidar_B = cameras_present(batch), lidar_present(batch)
         cameras = only_present(cameras_at(batch, 0), camera_BN)
-        seen, ((lidar_BCyx, skip_BCYX), geometry) = run_two(
-            lambda: self._see(batch, camera_BN, self.lift.rays(cameras)[camera_BN]),
-            lambda: (self._lidar(batch, lidar_B), self.lift.geometry(cameras, camera_BN)),
+        rays, pictures = self.lift.rays(cameras)[camera_BN], batch.images_BTNCHW[:, 0]
+        pictures = pictures.flatten(0, 1) if len(rays) == camera_BN.numel() else pictures[camera_BN]
+        apart = round(PICTURES_APART * len(rays)) if run_two is two_side_by_side else len(rays)
+        seen, ((lidar_BCyx, skip_BCYX), geometry, depth, others) = run_two(
+            lambda: self._see(pictures[:apart], rays[:apart]),
+            lambda: (
+                self._lidar(batch, lidar_B),
+                self.lift.geometry(cameras, camera_BN),
+                certain_depth(batch.depth_BNHW, camera_BN, lidar_B, self.config.depth_bins, self.config.feature_stride),
+                self._see(pictures[apart:], rays[apart:]) if apart < len(rays) else None,
+            ),
         )
-        camera_BCyx = self._from_above(batch, seen, geometry, camera_BN, lidar_B)
+        seen = seen.followed_by(others) if others else seen
+        camera_BCyx = self._from_above(seen, geometry, depth)
         here = [lidar_B[:, None, None, None].expand_as(lidar_BCyx[:, :1]), geometry.covered_BYX[:, None] > 0]
         return Fused(
             map_BCyx=self.fusion([lidar_BCyx, camera_BCyx], here),
@@ -358,37 +370,23 @@ class FlashFusion(OccupancyNetwork):
         shape = (len(lidar_B), config.lidar_channels, y // MAP_STRIDE, x // MAP_STRIDE)
         return nothing.expand(shape), nothing.expand(len(lidar_B), config.skip_channels, y, x)
 
-    def _see(self, batch: Batch, camera_BN: Tensor, rays_MRhw: Tensor) -> PictureFeatures:
-        """What the present pictures show, one after the other."""
-        images_BNCHW = batch.images_BTNCHW[:, 0]
-        if len(rays_MRhw):
-            everything = len(rays_MRhw) == camera_BN.numel()
-            images_MCHW = images_BNCHW.flatten(0, 1) if everything else images_BNCHW[camera_BN]
+    def _see(self, images_MCHW: Tensor, rays_MRhw: Tensor) -> PictureFeatures:
+        """What pictures show."""
+        if len(images_MCHW):
             features: PictureFeatures = self.pictures(images_MCHW, rays_MRhw)
             return features
         h, w = (edge // self.config.feature_stride for edge in self.config.inputs.image_size)
-        nothing = unused(self.pictures).to(images_BNCHW)
+        nothing = unused(self.pictures).to(images_MCHW)
         return PictureFeatures(*(nothing.expand(0, channels, h, w) for channels in self.pictures.outputs))
 
-    def _from_above(
-        self, batch: Batch, seen: PictureFeatures, geometry: LiftGeometry, camera_BN: Tensor, lidar_B: Tensor
-    ) -> Tensor:
-        """The pictures' map (B, C, y, x)."""
-        depth_MDhw = seen.depth_logits_MDhw.float().softmax(dim=1)
-        measured_MDhw, hit_M1hw = self._measured_depth(batch, camera_BN, lidar_B)
-        depth_MDhw = torch.where(hit_M1hw, measured_MDhw, depth_MDhw)
+    def _from_above(self, seen: PictureFeatures, geometry: LiftGeometry, measured: tuple[Tensor, Tensor]) -> Tensor:
+        """The pictures' map (B, C, y, x), with measured depth where there is some, see ``certain_depth``."""
+        measured_MDhw, hit_M1hw = measured
+        depth_MDhw = torch.where(hit_M1hw, measured_MDhw, seen.depth_logits_MDhw.float().softmax(dim=1))
         lifted_BCyx = self.lift(seen.context_MChw, depth_MDhw, geometry.tables)
         joined = torch.cat([lifted_BCyx, geometry.covered_BYX[:, None]], dim=1)
         camera_BCyx = self.camera_blocks(self.camera_map(joined.contiguous(memory_format=torch.channels_last)))
         return camera_BCyx if len(depth_MDhw) else camera_BCyx + unused(self.pictures)
-
-    def _measured_depth(self, batch: Batch, camera_BN: Tensor, lidar_B: Tensor) -> tuple[Tensor, Tensor]:
-        """One-hot depth of the cells that hold a LiDAR point, and which these are (M, 1, h, w)."""
-        bins = self.config.depth_bins
-        depth_BNHW = torch.where(lidar_B[:, None, None, None], batch.depth_BNHW, 0.0)
-        bin_Mhw = measured_depth_bins(depth_BNHW, bins, self.config.feature_stride)[camera_BN]
-        one_hot_MDhw = F.one_hot(bin_Mhw, bins.num + 1)[..., 1:].movedim(-1, 1)
-        return one_hot_MDhw.to(depth_BNHW.dtype), (bin_Mhw > 0)[:, None]
 
     def _check(self, batch: Batch) -> None:
         frames, size = batch.images_BTNCHW.shape[1], tuple(batch.images_BTNCHW.shape[4:])

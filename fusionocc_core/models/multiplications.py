@@ -22,6 +22,8 @@ GIGA_MACS: dict[str, float] = {
     "gaussianformer-144000": 1798.82,
     "gaussianformer-25600-solid": 1404.86,
     "gaussianformer-tiny": 12.81,
+    "gaussianformer2-6400": 2758.61,
+    "gaussianformer2-12800": 2807.23,
     "gaussianformer2-tiny": 13.54,
     "gaussianfusion-tiny": 13.68,
 }

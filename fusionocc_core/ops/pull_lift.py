@@ -119,16 +119,28 @@ def pull_lift(feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan | PullTab
 
 def _four_cells(plan: PullPlan, h: int, w: int) -> tuple[Tensor, Tensor]:
     """Index of the cells around each pixel into (M * h * w), and their bilinear weights; zero outside the map."""
-    base_Q2 = plan.uv_Q2.floor()
-    part_Q2 = plan.uv_Q2 - base_Q2
-    u_Q4 = base_Q2[:, :1].long() + plan.point_Q.new_tensor([0, 1, 0, 1])
-    v_Q4 = base_Q2[:, 1:].long() + plan.point_Q.new_tensor([0, 0, 1, 1])
-    share_u = torch.stack([1 - part_Q2[:, 0], part_Q2[:, 0]], dim=1)
-    share_v = torch.stack([1 - part_Q2[:, 1], part_Q2[:, 1]], dim=1)
-    share_Q4 = (share_v[:, :, None] * share_u[:, None, :]).flatten(1)
-    inside_Q4 = (u_Q4 >= 0) & (u_Q4 < w) & (v_Q4 >= 0) & (v_Q4 < h)
-    cell_Q4 = (plan.camera_Q[:, None] * h + v_Q4.clamp(0, h - 1)) * w + u_Q4.clamp(0, w - 1)
-    return cell_Q4, share_Q4 * inside_Q4
+    # Columns and rows one by one and joined at the end: operations over rows of four are slow.
+    (left, right), (share_left, share_right) = _two_cells(plan.uv_Q2[:, 0], w)
+    (above, below), (share_above, share_below) = _two_cells(plan.uv_Q2[:, 1], h)
+    first_Q = plan.camera_Q * (h * w)
+    above, below = first_Q + above * w, first_Q + below * w
+    cells = [above + left, above + right, below + left, below + right]
+    shares = [
+        share_above * share_left,
+        share_above * share_right,
+        share_below * share_left,
+        share_below * share_right,
+    ]
+    return torch.stack(cells, dim=1), torch.stack(shares, dim=1)
+
+
+def _two_cells(place_Q: Tensor, count: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The cells before and behind each place along an axis, and their linear weights; zero outside the map."""
+    base_Q = place_Q.floor()
+    part_Q, cell_Q = place_Q - base_Q, base_Q.long()
+    cells, shares = [cell_Q, cell_Q + 1], [1 - part_Q, part_Q]
+    weights = [share * ((cell >= 0) & (cell < count)) for cell, share in zip(cells, shares, strict=True)]
+    return [cell.clamp(0, count - 1) for cell in cells], weights
 
 
 def pull_lift_reference(feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan) -> Tensor:

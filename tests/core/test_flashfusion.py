@@ -17,7 +17,7 @@ from flashfusion_cases import (
 from torch import nn
 
 from fusionocc_core.layers.bev_fusion import GatedFusion
-from fusionocc_core.layers.pull_lift import BevMap, PullLift, project
+from fusionocc_core.layers.pull_lift import BevMap, PullLift, project_map, project_reference
 from fusionocc_core.layers.view_transform import LiftConfig, cameras_at, frustum_points, frustum_samples
 from fusionocc_core.losses import LossConfig, Targets, compute_losses
 from fusionocc_core.models.flashfusion import FlashFusion
@@ -185,7 +185,7 @@ def test_bright_thing_lands_in_its_cell(aug, place):
         bev=config.bev_map, heights=(place[2],), bins=config.depth_bins, image_size=config.inputs.image_size, stride=8
     )
     where = batch.bev_aug_B44[0, :3, :3] @ torch.tensor(place)
-    uvd = project(where[None], cameras)[0, :, 0]
+    uvd = project_reference(where[None], cameras)[0, :, 0]
     feature, depth = torch.zeros(4, 1, 8, 16), torch.zeros(4, 16, 8, 16)
     hits = 0
     for camera, (u, v, d) in enumerate(uvd.tolist()):
@@ -214,7 +214,7 @@ def test_projection_is_the_inverse_of_the_frustum():
         [
             torch.stack(
                 [
-                    project(points[b, n].flatten(0, 2), cameras_at(sample_of(batch, b), 0))[0, n]
+                    project_reference(points[b, n].flatten(0, 2), cameras_at(sample_of(batch, b), 0))[0, n]
                     for n in range(points.shape[1])
                 ]
             )
@@ -222,6 +222,19 @@ def test_projection_is_the_inverse_of_the_frustum():
         ]
     )
     torch.testing.assert_close(back, samples.flatten(0, 2).expand_as(back), rtol=1e-3, atol=2e-3)
+
+
+def test_a_map_is_projected_like_its_points():
+    batch = augmented(little_batch(), 30, 1.1, YES, NO)
+    cameras, heights = cameras_at(batch, 0), (-0.5, 0.7, 2.0)
+    bev = BevMap(lower=(-9.0, -7.0), cell_size=(0.8, 0.5), shape=(23, 31))
+    expected = project_reference(bev.centers(heights, torch.zeros(())).flatten(0, 2), cameras)
+    found = torch.stack(project_map(bev, heights, cameras), dim=-1)
+    assert found.shape == expected.shape == (2, 4, 31 * 23 * 3, 3)
+    torch.testing.assert_close(found[..., 2], expected[..., 2], rtol=1e-4, atol=1e-4)
+    ahead = expected[..., 2] > 0.5  # u and v mean nothing behind a camera, and much is lost close to its plane
+    assert 0.3 < ahead.float().mean() < 0.7
+    torch.testing.assert_close(found[ahead], expected[ahead], rtol=1e-4, atol=1e-2)
 
 
 def test_cells_have_their_middles():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from flashfusion_cases import HEIGHT, WIDTH, little_batch
 
-from fusionocc_core.layers.pull_lift import project, ray_channels
+from fusionocc_core.layers.pull_lift import BevMap, project_map, ray_channels
 from fusionocc_core.layers.view_transform import cameras_at
 from fusionocc_core.ops.pull_lift import PullPlan, pull_lift, pull_lift_reference
 from fusionocc_core.ops.raster import RASTER_FEATURES, rasterize, rasterize_reference
@@ -116,9 +116,9 @@ def test_pull_lift_without_cameras_or_points_is_zero():
 
 def test_autocast_leaves_the_geometry_alone():
     cameras = cameras_at(little_batch(), 0)
-    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(2)) * 30 - 15
-    exact = project(points, cameras), ray_channels(cameras, (HEIGHT, WIDTH), 16)
+    bev = BevMap(lower=(-15.0, -14.0), cell_size=(2.0, 1.5), shape=(15, 18))
+    exact = *project_map(bev, (0.0, 1.3), cameras), ray_channels(cameras, (HEIGHT, WIDTH), 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = project(points, cameras), ray_channels(cameras, (HEIGHT, WIDTH), 16)
+        rounded = *project_map(bev, (0.0, 1.3), cameras), ray_channels(cameras, (HEIGHT, WIDTH), 16)
     for one, other in zip(exact, rounded, strict=True):
         assert torch.equal(one, other)
