@@ -24,6 +24,8 @@ GIGA_MACS: dict[str, float] = {
     "gaussianformer-tiny": 12.81,
     "gaussianformer2-6400": 2758.61,
     "gaussianformer2-12800": 2807.23,
+    "gaussianformer2-25600": 2931.67,
     "gaussianformer2-tiny": 13.54,
+    "gaussianfusion-6400": 1402.90,
     "gaussianfusion-tiny": 13.68,
 }
