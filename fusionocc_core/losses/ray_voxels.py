@@ -38,32 +38,27 @@ class RayVoxels:
 
 
 @torch.no_grad()
-def ray_voxels(rays: Rays, config: RenderConfig, *, shape_BXYZ: Sequence[int], unknown: int, chunk: int) -> RayVoxels:
+def ray_voxels(
+    ending: Rays, crossing: Rays, config: RenderConfig, *, shape_BXYZ: Sequence[int], unknown: int, chunk: int
+) -> RayVoxels:
     """Where rays end and what they cross.
 
     Args:
-        rays: with what was measured; those without a depth tell of nothing.
+        ending: whose ends count; those without a depth tell of nothing.
+        crossing: whose way counts: of these or of some of them, since a way costs a hundred times as much as an end.
         config: says where the volume lies, and how far before its end a ray says nothing (``near``, ``near_share``).
         shape_BXYZ: of the volume.
         unknown: label of rays without one.
         chunk: rays at a time, which bounds the memory.
     """
-    measured = rays.select((rays.range_R > 0) & rays.range_R.isfinite())
-    along_R3 = F.normalize(measured.direction_R3, dim=1)
-    ends_R = _voxel(measured.origin_R3 + measured.range_R[:, None] * along_R3, measured.sample_R, config, shape_BXYZ)
+    measured = _measured(ending)
+    ends_R3 = measured.origin_R3 + measured.depth_R[:, None] * measured.direction_R3
+    ends_R = _voxel(ends_R3, measured.sample_R, config, shape_BXYZ)
     inside_R = ends_R >= 0
     count = torch.Size(shape_BXYZ).numel()
     ended_V = torch.zeros(count, dtype=torch.bool, device=ends_R.device)
     ended_V[ends_R[inside_R]] = True
-    crossed_V = torch.zeros_like(ended_V)
-    edge = 2 * config.extent / config.cells_across
-    for begin in range(0, len(measured), chunk):
-        some, direction_R3 = measured.select(slice(begin, begin + chunk)), along_R3[begin : begin + chunk]
-        way_S = torch.arange(0.0, float(some.range_R.max()), STEP * edge, device=ends_R.device)
-        position_RS3 = some.origin_R3[:, None] + way_S[:, None] * direction_R3[:, None]
-        voxel_RS = _voxel(position_RS3, some.sample_R[:, None], config, shape_BXYZ)
-        before_RS = way_S < (1 - config.near_share) * some.range_R[:, None] - config.near
-        crossed_V[voxel_RS[before_RS & (voxel_RS >= 0)]] = True
+    crossed_V = _crossed(_measured(crossing), config, shape_BXYZ, chunk)
     known_R = inside_R & (measured.label_R != unknown)
     label_V = _most_frequent(ends_R[known_R], measured.label_R[known_R], count, unknown)
     return RayVoxels(ended_V=ended_V, crossed_V=crossed_V & ~ended_V, label_V=label_V)
@@ -95,6 +90,25 @@ def ray_voxel_loss(
     weight_L = torch.ones_like(entropy_L) if class_weights is None else entropy_L.new_tensor(class_weights)[label_L]
     tiny = torch.finfo(torch.float32).tiny
     return parts[0] + parts[1] + (entropy_L * weight_L).sum() / weight_L.sum().clamp(min=tiny)
+
+
+def _measured(rays: Rays) -> Rays:
+    return rays.select((rays.range_R > 0) & rays.range_R.isfinite())
+
+
+def _crossed(rays: Rays, config: RenderConfig, shape_BXYZ: Sequence[int], chunk: int) -> Tensor:
+    """Bool (V,): what rays cross before they come near their end."""
+    crossed_V = torch.zeros(torch.Size(shape_BXYZ).numel(), dtype=torch.bool, device=rays.depth_R.device)
+    step = STEP * 2 * config.extent / config.cells_across
+    for begin in range(0, len(rays), chunk):
+        some = rays.select(slice(begin, begin + chunk))
+        way_S = torch.arange(0.0, float(some.range_R.max()), step, device=crossed_V.device)
+        along_R3 = F.normalize(some.direction_R3, dim=1)
+        position_RS3 = some.origin_R3[:, None] + way_S[:, None] * along_R3[:, None]
+        voxel_RS = _voxel(position_RS3, some.sample_R[:, None], config, shape_BXYZ)
+        before_RS = way_S < (1 - config.near_share) * some.range_R[:, None] - config.near
+        crossed_V[voxel_RS[before_RS & (voxel_RS >= 0)]] = True
+    return crossed_V
 
 
 def _voxel(position: Tensor, sample: Tensor, config: RenderConfig, shape_BXYZ: Sequence[int]) -> Tensor:

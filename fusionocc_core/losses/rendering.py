@@ -77,6 +77,9 @@ class RenderingLossConfig:
     """Of the cross-entropy, one for each class but free space; see balancing_weights."""
     render: RenderConfig = field(default_factory=RenderConfig)
     """How the volume is rendered; data.render_rays.rendering_of has one for any grid."""
+    most_rays: int | None = None
+    """Rays of a batch that are sent through the volume, drawn anew each time; None: all. Where rays end, which
+    ``ray_voxels`` asks for too, costs next to nothing and is taken of all."""
     chunk_rays: int = CHUNK_RAYS
     """Rays at a time, which bounds the memory: see volume_render."""
 
@@ -89,6 +92,8 @@ class RenderingLossConfig:
             raise ValueError(
                 f"RenderingLossConfig: weights must not be negative, and one must be positive; got {weights}"
             )
+        if self.most_rays is not None and self.most_rays < 1:
+            raise ValueError(f"RenderingLossConfig.most_rays={self.most_rays}: expected None or at least 1")
         if not 0 <= self.variance_focus < 1:
             raise ValueError(f"RenderingLossConfig.variance_focus={self.variance_focus}: expected 0 <= value < 1")
 
@@ -202,22 +207,30 @@ def rendered_terms(
         )
     shifted_R = rays.label_R - ((rays.label_R > free) & (rays.label_R != unknown)).long()
     rays = replace(rays, label_R=shifted_R)
-    parts: tuple[LossTerm, ...] = ()
+    drawn, parts = _drawn(rays, config.most_rays), tuple[LossTerm, ...]()
     with torch.autocast(outputs.logits_BKXYZ.device.type, enabled=False):
         volume = density_volume(outputs, config.render, free=free)
         if any(getattr(config, name) for name in RENDERED_TERMS):
             rendered = volume_render(
-                volume.density_BXYZ, volume.semantic_BXYZK, rays, config.render, chunk_rays=config.chunk_rays
+                volume.density_BXYZ, volume.semantic_BXYZK, drawn, config.render, chunk_rays=config.chunk_rays
             )
-            parts = rendering_losses(rendered, rays, config, unknown=unknown).parts
+            parts = rendering_losses(rendered, drawn, config, unknown=unknown).parts
         if config.ray_voxels:
-            parts = (*parts, _ray_voxels(volume, rays, config, unknown))
+            parts = (*parts, _ray_voxels(volume, rays, drawn, config, unknown))
     return parts
 
 
-def _ray_voxels(volume: DensityVolume, rays: Rays, config: RenderingLossConfig, unknown: int) -> LossTerm:
-    shape = volume.density_BXYZ.shape
-    voxels = ray_voxels(rays, config.render, shape_BXYZ=shape, unknown=unknown, chunk=config.chunk_rays)
+def _drawn(rays: Rays, most: int | None) -> Rays:
+    if most is None or len(rays) <= most:
+        return rays
+    return rays.select(torch.randperm(len(rays))[:most].sort().values.to(rays.depth_R.device))
+
+
+def _ray_voxels(
+    volume: DensityVolume, ending: Rays, crossing: Rays, config: RenderingLossConfig, unknown: int
+) -> LossTerm:
+    shape, chunk = volume.density_BXYZ.shape, config.chunk_rays
+    voxels = ray_voxels(ending, crossing, config.render, shape_BXYZ=shape, unknown=unknown, chunk=chunk)
     odds, semantic = volume.occupied_logits_BXYZ, volume.semantic_BXYZK
     value = ray_voxel_loss(odds, semantic, voxels, unknown=unknown, class_weights=config.class_weights)
     labelled = int((voxels.ended_V | voxels.crossed_V).sum())

@@ -79,7 +79,7 @@ def by_hand(rays: Rays, samples: int) -> tuple[np.ndarray, np.ndarray, dict[tupl
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_ends_and_crossings_are_those_of_a_loop(chunk):
     rays, shape = random_rays(300, 2, seed=4), (2, *GRID.shape)
-    found = ray_voxels(rays, RENDER, shape_BXYZ=shape, unknown=UNKNOWN, chunk=chunk)
+    found = ray_voxels(rays, rays, RENDER, shape_BXYZ=shape, unknown=UNKNOWN, chunk=chunk)
     ended, crossed, votes = by_hand(rays, 2)
     assert ended.sum() > 100
     assert crossed.sum() > 1000
@@ -102,7 +102,7 @@ def test_a_voxel_has_the_label_of_most_rays_and_an_end_outweighs_crossings():
         (eye, (0.0, 0.0, 1.0), 50.0, 5, 0),  # ends outside
         (eye, (0.0, 1.0, 0.0), 0.0, 5, 1),  # measures nothing
     )
-    found = ray_voxels(rays, RENDER, shape_BXYZ=(2, *GRID.shape), unknown=UNKNOWN, chunk=100)
+    found = ray_voxels(rays, rays, RENDER, shape_BXYZ=(2, *GRID.shape), unknown=UNKNOWN, chunk=100)
     ended, crossed, label = (x.view(2, *GRID.shape) for x in (found.ended_V, found.crossed_V, found.label_V))
     y, z = int((0.1 + 8) / 0.5), int((1.1 + 1) / 0.8)
     assert ended.nonzero().tolist() == [[0, 12, y, z], [0, 20, y, z]]
@@ -118,7 +118,7 @@ def test_a_voxel_has_the_label_of_most_rays_and_an_end_outweighs_crossings():
 
 def test_the_loss_asks_for_what_the_rays_saw():
     rays, shape = random_rays(300, 1, seed=1), (1, *GRID.shape)
-    voxels = ray_voxels(rays, RENDER, shape_BXYZ=shape, unknown=UNKNOWN, chunk=100)
+    voxels = ray_voxels(rays, rays, RENDER, shape_BXYZ=shape, unknown=UNKNOWN, chunk=100)
     odds = torch.zeros(shape, requires_grad=True)
     scores = torch.zeros(*shape, 17, requires_grad=True)
     nothing_known = ray_voxel_loss(odds, scores, voxels, unknown=UNKNOWN)
@@ -149,7 +149,7 @@ def test_networks_without_density_learn_it_too_and_rays_that_say_nothing_are_tol
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-    voxels = ray_voxels(rays, RENDER, shape_BXYZ=(1, *GRID.shape), unknown=UNKNOWN, chunk=100)
+    voxels = ray_voxels(rays, rays, RENDER, shape_BXYZ=(1, *GRID.shape), unknown=UNKNOWN, chunk=100)
     answer = logits.argmax(dim=1).flatten()
     named = voxels.label_V != UNKNOWN
     assert torch.equal(answer[named], voxels.label_V[named])
@@ -163,6 +163,30 @@ def test_networks_without_density_learn_it_too_and_rays_that_say_nothing_are_tol
     nothing.total.backward()
     assert nothing.total == 0
     assert (logits.grad == 0).all()
+
+
+def test_some_rays_are_rendered_and_all_ends_count():
+    rays, shape = random_rays(300, 1, seed=6), (1, *GRID.shape)
+    every = ray_voxels(rays, rays, RENDER, shape_BXYZ=shape, unknown=UNKNOWN, chunk=100)
+    some = ray_voxels(rays, rays.select(slice(0, 20)), RENDER, shape_BXYZ=shape, unknown=UNKNOWN, chunk=100)
+    assert torch.equal(some.ended_V, every.ended_V)
+    assert torch.equal(some.label_V, every.label_V)
+    assert 0 < some.crossed_V.sum() < 0.3 * every.crossed_V.sum()
+    assert (some.crossed_V <= every.crossed_V).all()
+    logits = torch.randn(1, 18, *GRID.shape, generator=torch.Generator().manual_seed(1))
+    known = Targets(labels_BXYZ=torch.full((1, *GRID.shape), UNKNOWN, dtype=torch.uint8), rays=rays)
+    terms = {}
+    for most in (None, 300, 40):
+        rendering = RenderingLossConfig(ray_voxels=1.0, render=RENDER, most_rays=most)
+        loss = LossConfig(cross_entropy=0.0, rendering=rendering)
+        torch.manual_seed(0)
+        parts = compute_losses(Outputs(logits_BKXYZ=logits), known, loss, OCC3D_LABELS).parts
+        terms[most] = {part.name: (part.labelled, part.value.item()) for part in parts}
+    assert terms[None] == terms[300]
+    assert 0 < terms[40]["rendered_depth"][0] <= 40 < terms[None]["rendered_depth"][0]
+    assert every.ended_V.sum() < terms[40]["ray_voxels"][0] < terms[None]["ray_voxels"][0]
+    with pytest.raises(ValueError, match="most_rays=0"):
+        RenderingLossConfig(most_rays=0)
 
 
 def only_voxels() -> RenderingLossConfig:
