@@ -158,7 +158,7 @@ def uniocc_both_simulated_cpu() -> Recipe:
             val_keyframes=26,
             label_mask="camera",
             augmentation=AugmentationConfig(turn_degrees=(0.0, 0.0)),
-            rays=RayConfig(count=2000, neighbours=(-1, 1)),
+            rays=RayConfig(neighbours=(-2, -1, 1, 2)),
         ),
         loss=LossConfig(
             cross_entropy=0.0,
@@ -168,7 +168,12 @@ def uniocc_both_simulated_cpu() -> Recipe:
             depth=0.05,
             class_weights=balancing_weights(OCC3D_VOXEL_COUNTS),
             rendering=RenderingLossConfig(
-                sight=0.5,
+                rendered_depth=0.1,
+                rendered_semantic=0.1,
+                entropy=0.001,
+                distortion=0.001,
+                ray_voxels=1.0,
+                most_rays=8000,
                 class_weights=balancing_weights(NUSCENES_RAY_COUNTS),
                 render=rendering_of(model.grid, step=1.0),
                 chunk_rays=8000,
