@@ -63,7 +63,7 @@ def two_on(device: torch.device) -> RunTwo:
 
 def shares(length: int) -> list[slice]:
     """Contiguous parts of ``length`` rows, one for each thread of this one's."""
-    threads = max(1, min(torch.get_num_threads(), length))
+    threads = max(1, min(torch.get_num_threads(), length)) if _may() else 1
     bounds = [length * number // threads for number in range(threads + 1)]
     return [slice(begin, end) for begin, end in pairwise(bounds)]
 

@@ -46,9 +46,9 @@ class Rulebook:
     def blocks(self) -> list[list[tuple[int, int, int]]]:
         """For each block of output rows, (offset, start, stop) of its pairs; offsets without a pair are left out.
 
-        Several threads, and a GPU, get all rows as one block: each operation is a barrier to them.
+        A GPU gets all rows as one block: it has no use for small operations.
         """
-        if self.out_coords_M4.is_cuda or torch.get_num_threads() > 1:
+        if self.out_coords_M4.is_cuda:
             return [[(k, 0, len(rows)) for k, rows in enumerate(self.out_rows) if len(rows)]]
         edges = torch.arange(0, len(self.out_coords_M4) + BLOCK_ROWS, BLOCK_ROWS)
         cuts = [torch.searchsorted(rows, edges).tolist() for rows in self.out_rows]
@@ -61,19 +61,6 @@ class Rulebook:
     def most_pairs(self) -> int:
         """Of one offset in one block."""
         return max((stop - start for block in self.blocks for _, start, stop in block), default=0)
-
-    @cached_property
-    def fill(self) -> float:
-        """The share of offsets under which an output voxel meets an input voxel."""
-        return sum(map(len, self.out_rows)) / max(len(self.out_rows) * len(self.out_coords_M4), 1)
-
-    @cached_property
-    def table(self) -> Tensor:
-        """(M, K) int32: for each output voxel and offset the input row, or ``num_in`` where there is none."""
-        table_MK = self.out_coords_M4.new_full((len(self.out_coords_M4), len(self.out_rows)), self.num_in).int()
-        for k, (in_R, out_R) in enumerate(zip(self.in_rows, self.out_rows, strict=True)):
-            table_MK[out_R, k] = in_R.int()
-        return table_MK
 
 
 def submanifold_rulebook(volume: SparseVolume, kernel_size: Shape3) -> Rulebook:

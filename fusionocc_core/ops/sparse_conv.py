@@ -7,24 +7,20 @@ Convolutions compute in the dtype of the features, whatever autocast says.
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fusionocc_core.ops.rulebook import Rulebook, strided_rulebook, submanifold_rulebook
 from fusionocc_core.ops.sparse_volume import Shape3, SparseVolume
 from fusionocc_core.ops.spconv_backend import SpconvRulebook, spconv_convolve
+from fusionocc_core.side_by_side import shares, side_by_side
 
 BACKENDS = ("auto", "torch", "spconv")
-
-PADDED_FILL = 0.25
-"""Least share of occupied offsets at which one product over all of them beats one product an offset."""
-PADDED_ROWS = 4096
-"""Output voxels handled together there: what is gathered for them fits into a CPU's cache."""
 
 
 def submanifold_conv3d(
@@ -207,10 +203,6 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, features_MI: Tensor, weight_KIO: Tensor, rulebook: Rulebook) -> Tensor:
         ctx.save_for_backward(features_MI, weight_KIO)
         ctx.rulebook = rulebook
-        # A thread by itself gains nothing from the larger product; several gain its few barriers.
-        several = not features_MI.is_cuda and torch.get_num_threads() > 1
-        if several and rulebook.fill > PADDED_FILL:
-            return _padded_gemm(features_MI, weight_KIO, rulebook.table)
         return _gather_gemm_scatter(features_MI, weight_KIO, rulebook)
 
     @staticmethod
@@ -226,8 +218,9 @@ class _Convolution(torch.autograd.Function):
 def _gather_gemm_scatter(source_MI: Tensor, weight_KIO: Tensor, rulebook: Rulebook) -> Tensor:
     """Gather, multiply, add: one matrix product an offset and block. Half precision is summed in float32.
 
-    An output voxel meets an offset at most once, so no two additions of one call collide. The kernel's centre leads
-    from every voxel to itself: nothing to gather, and its product is what the others are added to.
+    An output voxel meets an offset at most once, so no two additions of one call collide; blocks have output voxels of
+    their own, so that threads may share them. The kernel's centre leads from every voxel to itself: nothing to gather,
+    and its product is what the others are added to.
     """
     sum_dtype = torch.promote_types(source_MI.dtype, torch.float32)
     centre = rulebook.centre
@@ -235,15 +228,19 @@ def _gather_gemm_scatter(source_MI: Tensor, weight_KIO: Tensor, rulebook: Rulebo
         target_MO = source_MI.new_zeros(len(rulebook.out_coords_M4), weight_KIO.shape[2], dtype=sum_dtype)
     else:
         target_MO = (source_MI @ weight_KIO[centre]).to(sum_dtype)
-    gathered_RI = source_MI.new_empty(rulebook.most_pairs, weight_KIO.shape[1])
-    product_RO = source_MI.new_empty(rulebook.most_pairs, weight_KIO.shape[2])
-    for block in rulebook.blocks:
-        for k, start, stop in block:
-            if k != centre:
-                in_RI, out_RO = gathered_RI[: stop - start], product_RO[: stop - start]
-                torch.index_select(source_MI, 0, rulebook.in_rows[k][start:stop], out=in_RI)
-                torch.mm(in_RI, weight_KIO[k], out=out_RO)
-                target_MO.index_add_(0, rulebook.out_rows[k][start:stop], out_RO.to(sum_dtype))
+
+    def add(blocks: slice) -> None:
+        gathered_RI = source_MI.new_empty(rulebook.most_pairs, weight_KIO.shape[1])
+        product_RO = source_MI.new_empty(rulebook.most_pairs, weight_KIO.shape[2])
+        for block in rulebook.blocks[blocks]:
+            for k, start, stop in block:
+                if k != centre:
+                    in_RI, out_RO = gathered_RI[: stop - start], product_RO[: stop - start]
+                    torch.index_select(source_MI, 0, rulebook.in_rows[k][start:stop], out=in_RI)
+                    torch.mm(in_RI, weight_KIO[k], out=out_RO)
+                    target_MO.index_add_(0, rulebook.out_rows[k][start:stop], out_RO.to(sum_dtype))
+
+    side_by_side([partial(add, blocks) for blocks in shares(len(rulebook.blocks))])
     return target_MO.to(source_MI.dtype)
 
 
@@ -253,36 +250,32 @@ def _gradients(
     """Of features and weight, where wanted; what they share is gathered once. Half precision is summed in float32."""
     sum_dtype, centre = torch.promote_types(grad_MO.dtype, torch.float32), rulebook.centre
     weight_KOI = weight_KIO.transpose(1, 2).contiguous()
-    if of_features and centre is not None:
-        grad_MI = (grad_MO @ weight_KOI[centre]).to(sum_dtype)
-    else:
-        grad_MI = torch.zeros_like(features_MI, dtype=sum_dtype)
-    grad_KIO = torch.zeros_like(weight_KIO, dtype=sum_dtype)
-    in_RI, back_RI = (features_MI.new_empty(rulebook.most_pairs, features_MI.shape[1]) for _ in range(2))
-    out_RO = grad_MO.new_empty(rulebook.most_pairs, grad_MO.shape[1])
-    for block in rulebook.blocks:
-        for k, start, stop in block:
-            if k == centre:
-                grad_KIO[k] += features_MI[start:stop].T @ grad_MO[start:stop]
-                continue
-            in_R, out_R = rulebook.in_rows[k][start:stop], rulebook.out_rows[k][start:stop]
-            grad_RO = torch.index_select(grad_MO, 0, out_R, out=out_RO[: stop - start])
-            if of_weight:
-                grad_KIO[k] += torch.index_select(features_MI, 0, in_R, out=in_RI[: stop - start]).T @ grad_RO
-            if of_features:
-                product_RI = torch.mm(grad_RO, weight_KOI[k], out=back_RI[: stop - start])
-                grad_MI.index_add_(0, in_R, product_RI.to(sum_dtype))
+
+    def gather(blocks: slice) -> tuple[Tensor, Tensor]:
+        if of_features and centre is not None and blocks.start == 0:
+            grad_MI = (grad_MO @ weight_KOI[centre]).to(sum_dtype)
+        else:
+            grad_MI = torch.zeros_like(features_MI, dtype=sum_dtype)
+        grad_KIO = torch.zeros_like(weight_KIO, dtype=sum_dtype)
+        in_RI, back_RI = (features_MI.new_empty(rulebook.most_pairs, features_MI.shape[1]) for _ in range(2))
+        out_RO = grad_MO.new_empty(rulebook.most_pairs, grad_MO.shape[1])
+        for block in rulebook.blocks[blocks]:
+            for k, start, stop in block:
+                if k == centre:
+                    grad_KIO[k] += features_MI[start:stop].T @ grad_MO[start:stop]
+                    continue
+                in_R, out_R = rulebook.in_rows[k][start:stop], rulebook.out_rows[k][start:stop]
+                grad_RO = torch.index_select(grad_MO, 0, out_R, out=out_RO[: stop - start])
+                if of_weight:
+                    grad_KIO[k] += torch.index_select(features_MI, 0, in_R, out=in_RI[: stop - start]).T @ grad_RO
+                if of_features:
+                    product_RI = torch.mm(grad_RO, weight_KOI[k], out=back_RI[: stop - start])
+                    grad_MI.index_add_(0, in_R, product_RI.to(sum_dtype))
+        return grad_MI, grad_KIO
+
+    # Blocks have output voxels of their own, but share input voxels: each thread has its sums.
+    (grad_MI, grad_KIO), *others = side_by_side([partial(gather, blocks) for blocks in shares(len(rulebook.blocks))])
+    for more_MI, more_KIO in others:
+        grad_MI += more_MI
+        grad_KIO += more_KIO
     return grad_MI.to(features_MI.dtype), grad_KIO.to(weight_KIO.dtype)
-
-
-def _padded_gemm(source_MI: Tensor, weight_KIO: Tensor, table_MK: Tensor) -> Tensor:
-    """All offsets side by side, zeros where there is no voxel, and one matrix product over them."""
-    num_offsets, channels, out_channels = weight_KIO.shape
-    padded_MI = F.pad(source_MI, (0, 0, 0, 1))
-    out_MO = source_MI.new_empty(len(table_MK), out_channels)
-    gathered_RI = source_MI.new_empty(min(PADDED_ROWS, len(table_MK)) * num_offsets, channels)
-    for rows_MK, part_MO in zip(table_MK.split(PADDED_ROWS), out_MO.split(PADDED_ROWS), strict=True):
-        in_RI = gathered_RI[: rows_MK.numel()]
-        torch.index_select(padded_MI, 0, rows_MK.flatten(), out=in_RI)
-        torch.mm(in_RI.view(len(rows_MK), -1), weight_KIO.flatten(0, 1), out=part_MO)
-    return out_MO
