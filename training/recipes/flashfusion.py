@@ -129,7 +129,8 @@ def flashfusion_mini_each_alone() -> Recipe:
 def flashfusion_mini_stream() -> Recipe:
     r"""From the weights that ship on, with a memory: two keyframes before each are run through without gradients.
 
-    Paper: none. Expected: not measured. Start: the weights that ship, or those of flashfusion_mini_each_alone.
+    Paper: none. Expected: no more than without (docs/flashfusion.md). Start: the weights that ship, or those of
+    flashfusion_mini_each_alone.
 
         python training/train.py flashfusion_mini_stream --data data/sim --out out/flashfusion_mini_stream \
             --init out/flashfusion_mini_alone/best.safetensors --init-matching
