@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import pickle
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from fusionocc_core.engine.stopping import StopRequest
 from fusionocc_core.fleet.store import Store
@@ -39,12 +37,14 @@ def run_local(job: Job, workers: int) -> int:
     """
     if workers < 1:
         raise ValueError(f"--workers {workers}: expected at least one")
-    with StopRequest() as stop, TemporaryDirectory(prefix="fusionocc-fleet-") as folder:
-        processes = _processes(job, workers, Path(folder))
+    # Spawned, since a fork of a process with threads can hang; a child with torch in it needs a clean start anyway.
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_work, args=(job, n, workers), name=f"worker {n}") for n in range(workers)]
+    with StopRequest() as stop:
         try:
-            with _threads_of_children(job.threads):
-                for process in processes:
-                    process.start()
+            with _threads_of_children(job.threads), ThreadPoolExecutor(workers) as pool:
+                # All at once: a job fills the pipe, so that each start waits until its child has imported everything.
+                list(pool.map(BaseProcess.start, processes))
             _wait_for(processes, stop)
         finally:
             for process in processes:
@@ -57,19 +57,6 @@ def run_local(job: Job, workers: int) -> int:
         ends = ", ".join(f"{process.name} {_end_of(process)}" for process in processes)
         raise ValueError(f"{left} of {len(job.units)} units are left ({ends}); the same command goes on with them")
     return 0
-
-
-def _processes(job: Job, workers: int, folder: Path) -> list[BaseProcess]:
-    """The workers, not started yet.
-
-    Spawned, since a fork of a process with threads can hang; a child with torch in it needs a clean start anyway. The
-    job goes by a file: as an argument it would fill the pipe, and the next worker would wait until this one has
-    imported everything and reads it.
-    """
-    path = folder / "job.pickle"
-    path.write_bytes(pickle.dumps(job))
-    context = multiprocessing.get_context("spawn")
-    return [context.Process(target=_work, args=(path, n, workers), name=f"worker {n}") for n in range(workers)]
 
 
 def _wait_for(processes: Sequence[BaseProcess], stop: StopRequest) -> None:
@@ -92,10 +79,9 @@ def _end_of(process: BaseProcess) -> str:
     return f"(process {process.pid}) " + (f"was killed by signal {-code}" if code < 0 else f"ended with code {code}")
 
 
-def _work(path: Path, number: int, workers: int) -> None:
+def _work(job: Job, number: int, workers: int) -> None:
     """A worker's process; ends itself when its parent is gone."""
     arrange_process()
-    job: Job = pickle.loads(path.read_bytes())  # of the parent's own folder
     logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s worker {number}: %(message)s")
     parent = multiprocessing.parent_process()
     assert parent is not None
