@@ -47,9 +47,15 @@ def through_the_node(
 ) -> tuple[dict[str, list[float]], float]:
     """Seconds of each part for each answer, and answers a second."""
     from fusionocc_ros.demo import DemoPlan, play_scene
+    from fusionocc_ros.demo_network import TORCH
 
     plan = DemoPlan(
-        data=arguments.data, scene=scene, out=folder, model=arguments.model, most_keyframes=arguments.keyframes
+        data=arguments.data,
+        scene=scene,
+        out=folder,
+        model=arguments.model,
+        runtime=TORCH,  # as the bare network
+        most_keyframes=arguments.keyframes,
     )
     _, answers = play_scene(plan, frames, scene, wide_console())
     messages = [answers.messages[stamp] for stamp in sorted(answers.messages)][WARM:]

@@ -182,4 +182,5 @@ def view_rays(size: Size) -> Rays:
         depth_R=torch.full((size.rays,), 10.0),
         label_R=nothing,
         sample_R=nothing,
+        current_R=nothing == 0,
     )

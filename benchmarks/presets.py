@@ -1,7 +1,7 @@
 """Every preset end to end: sensors to labels, or a step of training; milliseconds, processor time, memory.
 
     python benchmarks/presets.py [NAME ...] [--all] [--train] [--threads 1 2] [--repeats 3] [--device cuda]
-        [--precision auto] [--out out/benchmarks/presets.json]
+        [--precision auto] [--compile] [--out out/benchmarks/presets.json]
 
 Without names those of fewer than 100 thousand million multiply-adds a frame; --all takes every preset, the official
 ones at full size among them (hours on a CPU with --train). Each runs in a process of its own, as Predictor runs it on a
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -55,6 +55,7 @@ class Task:
     repeats: int
     device: str
     precision: str
+    compiled: bool
     train: bool
 
 
@@ -138,7 +139,8 @@ Took = tuple[float, float, tuple[float, ...]]
 
 def predict(model: OccupancyNetwork, task: Task) -> list[Took]:
     """Keyframe after keyframe."""
-    predictor, took = Predictor(model, device=task.device, precision=task.precision), []
+    predictor = Predictor(model, device=task.device, precision=task.precision, compiled=task.compiled)
+    took = []
     for frame in stream(model.config.inputs, task.repeats + 1):
         wall, cpu = time.perf_counter(), time.process_time()
         timings = predictor(frame).timings
@@ -191,19 +193,20 @@ def table_of(results: Sequence[Result], task: Task) -> Table:
     return table
 
 
-def measure(names: Sequence[str], task: Task, console: Console) -> list[Result]:
-    """Every preset, one process after the other."""
+def measure(names: Sequence[str], task: Task, console: Console, keep: Callable[[list[Result]], None]) -> list[Result]:
+    """Every preset, one process after the other; what is there so far is kept after each."""
     tasks = [replace(task, preset=name) for name in names]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        results = list(
-            track(
-                pool.imap(run, tasks),
-                f"{task.threads} threads",
-                total=len(tasks),
-                console=Console(stderr=True),
-                transient=True,
-            )
-        )
+        results: list[Result] = []
+        for result in track(
+            pool.imap(run, tasks),
+            f"{task.threads} threads",
+            total=len(tasks),
+            console=Console(stderr=True),
+            transient=True,
+        ):
+            results.append(result)
+            keep(results)
     console.print(table_of(results, task))
     return results
 
@@ -217,6 +220,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="keyframes or steps after the first (default: 3)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument("--compile", action="store_true", help="through torch.compile, on a GPU as CUDA graphs")
     parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
     args = parser.parse_args()
     known = list_presets()
@@ -230,7 +234,14 @@ def main() -> None:
         parser.error(str(error))
     small = [name for name in known if GIGA_MACS.get(name, SMALL_GIGA_MACS) < SMALL_GIGA_MACS]
     names = args.names or (known if args.all else small)
-    console, results = wide_console(), []
+    console, about = wide_console(), machine()
+    results: list[Result] = []
+
+    def keep(latest: list[Result]) -> None:
+        if args.out:
+            done = [asdict(result) for result in (*results, *latest)]
+            write_report(args.out, about, {"train": args.train, "results": done})
+
     for threads in args.threads:
         task = Task(
             preset="",
@@ -238,13 +249,11 @@ def main() -> None:
             repeats=args.repeats,
             device=args.device,
             precision=args.precision,
+            compiled=args.compile,
             train=args.train,
         )
-        results += measure(names, task, console)
-    about = machine()
+        results += measure(names, task, console, keep)
     console.print(in_words(about), highlight=False, soft_wrap=True)
-    if args.out:
-        write_report(args.out, about, {"train": args.train, "results": [asdict(result) for result in results]})
 
 
 if __name__ == "__main__":

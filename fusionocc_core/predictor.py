@@ -14,6 +14,7 @@ from fusionocc_core.data.pipeline import prepare
 from fusionocc_core.gaussians import cloud_of
 from fusionocc_core.grids import LabelSet, VoxelGrid
 from fusionocc_core.layers.bfloat16 import cpu_multiplies_bfloat16, with_bfloat16_parts
+from fusionocc_core.layers.compiled import compile_parts, new_frame
 from fusionocc_core.layers.folding import fold_batch_norms
 from fusionocc_core.layers.swin_inference import swin_for_inference
 from fusionocc_core.models.panoptic import decode_instances
@@ -69,6 +70,14 @@ class HasBfloat16Parts(Protocol):
 
 
 @runtime_checkable
+class HasCompiledParts(Protocol):
+    """A network with parts whose shapes do not change from frame to frame, and which it calls with nothing else."""
+
+    @property
+    def compiled_parts(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+@runtime_checkable
 class KeepsPictures(Protocol):
     """A network that need not look at the pictures of an earlier keyframe again. The answer is the same."""
 
@@ -107,6 +116,25 @@ def network_for_inference(model: OccupancyModel, device: torch.device, precision
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cpu" and cpu_multiplies_bfloat16())
     if wanted and isinstance(network, torch.nn.Module) and isinstance(network, HasBfloat16Parts):
         return with_bfloat16_parts(network, network.bfloat16_parts)
+    return network
+
+
+def compiled_network(network: OccupancyModel, device: torch.device) -> OccupancyModel:
+    """A network for inference whose parts of fixed shapes go through torch.compile (layers.compiled).
+
+    Args:
+        network: of network_for_inference; it is changed.
+        device: where it runs.
+
+    Raises:
+        ValueError: it has no such parts.
+    """
+    if not (isinstance(network, torch.nn.Module) and isinstance(network, HasCompiledParts)):
+        raise ValueError(
+            f"compiled=True: {type(network).__name__} has no parts that are known to keep their shapes; FlashFusion "
+            "and FlashOcc have; leave compiled=False"
+        )
+    compile_parts(network, network.compiled_parts, device)
     return network
 
 
@@ -188,6 +216,7 @@ class Predictor:
         confidence: also return the probability of each voxel's label.
         seed: of the random draws at inference.
         precision: see network_for_inference; "float32" gives the same labels everywhere, up to rounding.
+        compiled: see compiled_network. The first frame then takes as long as the compilation.
     """
 
     def __init__(
@@ -198,12 +227,16 @@ class Predictor:
         confidence: bool = False,
         seed: int = 0,
         precision: str = "auto",
+        compiled: bool = False,
     ) -> None:
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.confidence = confidence
         self.seed = seed
         self._network = network_for_inference(self.model, self.device, precision)
+        self._replays = compiled and self.device.type == "cuda"
+        if compiled:
+            self._network = compiled_network(self._network, self.device)
         self._kept: Any = None
 
     @property
@@ -230,8 +263,10 @@ class Predictor:
         config = self.model.config
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(self.seed)
-        batch = prepare(frame, self.inputs, config.grid, generator).to(self.device)
+        batch = prepare(frame, self.inputs, config.grid, generator, device=self.device)
         prepared = time.perf_counter()
+        if self._replays:
+            new_frame()
         outputs = self._run(batch)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -18,9 +18,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusionocc_core import DEFAULT_PRESET
+from fusionocc_ros.demo_network import AUTO, RUNTIMES, with_runtime
+from fusionocc_ros.demo_settings import write_parameters
 from fusionocc_ros.domains import claimed_domain
 from fusionocc_ros.processes import Child, Processes, describe, failure
 from fusionocc_ros.requirements import require
@@ -64,9 +66,6 @@ LOOKAHEAD_S = 10.0
 """All that lies before the next sweep is sent before the answer is waited for: only when every camera has spoken after
 a sweep does the node know that no nearer picture will come."""
 
-SYNC_DEADLINE_S = 2.0
-"""The player waits for the node, so the node may wait for pictures, however busy the machine is."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DemoPlan:
@@ -77,6 +76,8 @@ class DemoPlan:
     out: Path
     model: str | None = None
     checkpoint: Path | None = None
+    runtime: str = AUTO
+    """See demo_network.RUNTIMES."""
     version: str | None = None
     cameras: tuple[str, ...] | None = None
     """Channels; None: all cameras."""
@@ -100,7 +101,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--keyframes", type=int, metavar="N", help="only the first N keyframes of the scene")
     parser.add_argument("--model", help=f"network, see `fusionocc presets` (default: {DEFAULT_PRESET})")
     parser.add_argument(
-        "--checkpoint", type=Path, help="its weights: an official file or one of ours; none: fresh ones"
+        "--checkpoint",
+        type=Path,
+        help="its weights: an official file or one of ours, or an exported network (default: those that ship)",
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default=AUTO,
+        help="what computes the network; auto: OpenVINO on a CPU where it is installed and can, else PyTorch",
     )
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for results (default: %(default)s)")
     parser.add_argument(
@@ -117,11 +126,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo and print its table."""
     from rich.console import Console
 
+    from fusionocc_core.export.artefact import is_artefact
     from fusionocc_core.structures import UNTRAINED
 
     require("rclpy", "rosbags", "fusionocc_msgs", "tf2_msgs")
     console = Console()
-    if args.checkpoint is not None and not args.checkpoint.is_file():
+    if args.checkpoint is not None and not (args.checkpoint.is_file() or is_artefact(args.checkpoint)):
         raise FileNotFoundError(f"--checkpoint {args.checkpoint}: no such file")
     data = args.data if args.data is not None else simulated_street(args.out, args.keyframes, console)
     plan = DemoPlan(
@@ -130,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         model=args.model,
         checkpoint=args.checkpoint,
+        runtime=args.runtime,
         version=args.version,
         cameras=None if args.cameras is None else tuple(args.cameras),
         most_keyframes=args.keyframes,
@@ -193,7 +204,8 @@ def demo(plan: DemoPlan, console: Console) -> Summary:
 def play_scene(plan: DemoPlan, frames: NuScenesFrames, scene: str, console: Console) -> tuple[BagSummary, Answers]:
     """Write a scene as a bag, and the node's parameters, into ``plan.out``; gather the answers. Errors as ``demo``."""
     bag = _write_bag(plan, scene)
-    settings = _write_parameters(plan, frames)
+    plan = with_runtime(plan, frames, console)
+    settings = write_parameters(plan, frames)
     return bag, _play(plan, bag, settings, console)
 
 
@@ -226,29 +238,6 @@ def _write_bag(plan: DemoPlan, scene: str) -> BagSummary:
     if not bag.keyframe_stamps_ns:
         raise ValueError(f"{plan.data}: scene {scene} has no LiDAR keyframe that could be answered")
     return bag
-
-
-def _write_parameters(plan: DemoPlan, frames: NuScenesFrames) -> Path:
-    """The node's parameters that differ from its defaults, as a file that `ros2 launch` takes as well."""
-    import yaml  # type: ignore[import-untyped]
-
-    from fusionocc_ros.bag import camera_info_topic, image_topic, lidar_topic
-
-    values: dict[str, Any] = {"use_sim_time": True, "confidence": True, "camera_names": list(frames.cameras)}
-    values["sync.deadline"] = SYNC_DEADLINE_S
-    # Of a recording every sensor is there: what is not is a fault of the recording, and said.
-    values |= {"bad_sensors": "drop", "sync.min_cameras": 1, "sync.reference_timeout": 0.0}
-    # A file of ours says which network it is for; a preset named beside it must fit.
-    values["preset"] = str(plan.model or (plan.checkpoint.resolve() if plan.checkpoint else DEFAULT_PRESET))
-    if plan.checkpoint is not None and plan.model is not None:
-        values["checkpoint"] = str(plan.checkpoint.resolve())
-    values["lidar.topic"] = lidar_topic(str(frames.lidar))
-    for camera in frames.cameras:
-        values[f"cameras.{camera}.image_topic"] = image_topic(camera)
-        values[f"cameras.{camera}.info_topic"] = camera_info_topic(camera)
-    path = plan.out / "node.yaml"
-    path.write_text(yaml.safe_dump({"/**": {"ros__parameters": values}}, sort_keys=False))
-    return path
 
 
 def _play(plan: DemoPlan, bag: BagSummary, settings: Path, console: Console) -> Answers:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fusionocc_core.structures import Occupancy, SensorFrame
 from fusionocc_ros.assemble import Needs
 from fusionocc_ros.model_hash import artefact_hash, weights_hash
-from fusionocc_ros.parameters import AUTO, TORCH, NodeParameters
+from fusionocc_ros.parameters import AUTO, COMPILED, TORCH, NodeParameters
 
 QUICK_GIGA_MACS = 30.0
 """Thousands of millions of multiply-adds that a CPU does in a second or two."""
@@ -73,7 +73,12 @@ def load_engine(parameters: NodeParameters) -> Engine:
         torch.set_num_threads(parameters.num_threads)
     torch.manual_seed(FRESH_SEED)
     model = _exported(parameters) or load_model(parameters.preset, checkpoint=parameters.checkpoint or None)
-    predictor = StreamPredictor(model, device=parameters.device, confidence=parameters.confidence)
+    predictor = StreamPredictor(
+        model,
+        device=parameters.device,
+        confidence=parameters.confidence,
+        compiled=parameters.runtime == COMPILED,
+    )
     inputs = predictor.inputs
     if is_quick(model.card.preset, predictor.device.type):
         warm_up(predictor, cameras=len(parameters.camera_names), lidar=bool(parameters.lidars))
@@ -108,15 +113,16 @@ def _exported(parameters: NodeParameters) -> ExportedModel | None:
     from fusionocc_core.export.model import load_exported
 
     if not parameters.checkpoint or not is_artefact(parameters.checkpoint):
-        if parameters.runtime not in (AUTO, TORCH):
+        if parameters.runtime not in (AUTO, TORCH, COMPILED):
             raise ValueError(
                 f"runtime: {parameters.runtime} runs exported networks, and checkpoint ({parameters.checkpoint!r}) is "
                 "none: make one with fusionocc export"
             )
         return None
-    if parameters.runtime == TORCH:
+    if parameters.runtime in (TORCH, COMPILED):
         raise ValueError(
-            f"runtime: torch runs weights, and checkpoint ({parameters.checkpoint}) is an exported network"
+            f"runtime: {parameters.runtime} runs weights, and checkpoint ({parameters.checkpoint}) is an exported "
+            "network"
         )
     model = load_exported(parameters.checkpoint, parameters.runtime)
     model.check_rig(len(parameters.camera_names))

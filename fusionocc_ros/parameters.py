@@ -26,8 +26,8 @@ LEAVE_OUT, DROP = "leave_out", "drop"
 BUILTIN, CV_BRIDGE, SENSOR_MSGS_PY = "builtin", "cv_bridge", "sensor_msgs_py"
 BEST_EFFORT, RELIABLE = "best_effort", "reliable"
 AUTO, TF, ODOMETRY, NONE = "auto", "tf", "odometry", "none"
-TORCH = "torch"
-RUNTIMES = (AUTO, TORCH, "onnx", "openvino", "torch-export", "tensorrt")
+TORCH, COMPILED = "torch", "torch-compile"
+RUNTIMES = (AUTO, TORCH, COMPILED, "onnx", "openvino", "torch-export", "tensorrt")
 """Those of fusionocc_core.export.runtimes; a test holds them equal."""
 
 _SYNC = SyncConfig(cameras=("any",))
@@ -76,7 +76,7 @@ class NodeParameters(OutputParameters):
     checkpoint: str = parameter("", "File of weights, or folder of an exported network; empty: what ships, or fresh.")
     runtime: str = parameter(
         AUTO,
-        "What runs the network: torch its weights, the others exported ones; auto: whatever checkpoint was made for.",
+        "What runs the network: torch and torch-compile weights, others exported ones; auto: what checkpoint is for.",
         choices=RUNTIMES,
     )
     device: str = parameter("auto", "Where the network runs: auto (CUDA where there is one), cpu, cuda or cuda:N.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--fov", type=float, default=90.0, help="of --pose: horizontal, degrees (default: %(default)s)")
     parser.add_argument("--width", type=int, default=200, help="rays across a picture (default: %(default)s)")
+    parser.add_argument(
+        "--answer",
+        action="store_true",
+        help="render the labels that the network decides for, as solid as they are, and not its own density "
+        "(networks that were not trained by rendering leave some of it in every free voxel; those without density are "
+        "always rendered so)",
+    )
     parser.add_argument("--no-pictures", action="store_true", help="only hold depth against the LiDAR")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.set_defaults(run=run)
@@ -86,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         frame = frames[index]
         with torch.no_grad():
             outputs = network(prepare(frame, config.inputs, config.grid).to(device))
+        outputs = replace(outputs, density=None) if args.answer else outputs
         keyego2global = key2global(frame, config.inputs)
         if args.pose:
             _render_pose(args, outputs, config, frame, keyego2global)

@@ -10,8 +10,10 @@ from math import ceil, gcd
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from fusionocc_core.data.augmentation import ImageAug
 from fusionocc_core.structures import InputConfig
@@ -75,6 +77,15 @@ def normalize_into(out_CHW: NDArray[np.float32], image_HWC: NDArray[np.uint8], i
         planes = planes[::-1]
     for channel, (plane, table) in enumerate(zip(planes, _tables(inputs.mean, inputs.std), strict=True)):
         out_CHW[channel] = cv2.LUT(plane, table)
+
+
+def normalize(images_THWC: Tensor, inputs: InputConfig) -> Tensor:
+    """(T, 3, H, W) float32 of RGB pictures (T, H, W, 3) uint8, where they are: the same numbers as normalize_into."""
+    tables = torch.from_numpy(_tables(inputs.mean, inputs.std)).to(images_THWC.device)
+    planes = images_THWC.long().unbind(dim=3)
+    if inputs.channel_order == "bgr":
+        planes = planes[::-1]
+    return torch.stack([table[plane] for table, plane in zip(tables, planes, strict=True)], dim=1)
 
 
 @lru_cache(maxsize=8)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionocc_core.data.augmentation import BevAug, ImageAug, fit_image
-from fusionocc_core.data.images import normalize_into, transform_image
-from fusionocc_core.data.points import depth_maps, gather_points
+from fusionocc_core.data.images import normalize, normalize_into, transform_image
+from fusionocc_core.data.points import CPU, depth_maps, gather_points
 from fusionocc_core.data.remembered import earlier_frame
 from fusionocc_core.data.threads import map_in_threads
 from fusionocc_core.geometry import inverse
@@ -39,6 +39,7 @@ def prepare(
     *,
     image_augs: Mapping[str, ImageAug] | None = None,
     bev_aug: BevAug | None = None,
+    device: torch.device = CPU,
 ) -> Batch:
     """Turn one frame into a batch of one.
 
@@ -54,6 +55,8 @@ def prepare(
         image_augs: camera name -> augmentation, also used for that camera's earlier pictures; None fits the pictures in
             the fixed way of test time.
         bev_aug: what is done to the space around the vehicle; None leaves it.
+        device: where points are worked on and pictures normalised, and where the batch then is. Elsewhere than on the
+            CPU bytes of the resized pictures go there, a quarter of what the network takes.
 
     Raises:
         ValueError: no camera, more cameras than the network takes, an augmentation is missing for a camera, an earlier
@@ -67,10 +70,13 @@ def prepare(
     aug_N44 = np.array([aug.matrix(inputs.image_size) for aug in augs]).reshape(-1, 4, 4)
     # The two take equally long; what they draw and write, they share with nobody.
     (images_TNCHW, points), depth_NHW = two_side_by_side(
-        lambda: (_images(pictures, augs, inputs), gather_points(frame, inputs, grid, bev_aug, generator)),
-        lambda: _depth(frame, aug_N44, inputs),
+        lambda: (
+            _images(pictures, augs, inputs, device),
+            gather_points(frame, inputs, grid, bev_aug, generator, device),
+        ),
+        lambda: _depth(frame, aug_N44, inputs, device),
     )
-    return Batch(
+    batch = Batch(
         images_BTNCHW=images_TNCHW[None],
         intrinsics_BTN33=_float32([[c.intrinsics for c in group] for group in pictures]).view(
             1, len(pictures), -1, 3, 3
@@ -94,10 +100,12 @@ def prepare(
                 generator,
                 image_augs=image_augs,
                 bev_aug=bev_aug,
+                device=device,
             )
             for age in range(inputs.remembered, 0, -1)
         ),
     )
+    return batch if device == CPU else batch.to(device)
 
 
 def collate(batches: Sequence[Batch]) -> Batch:
@@ -201,9 +209,14 @@ def _augs_of(
     return [image_augs[camera.name] for camera in cameras]
 
 
-def _images(pictures: Sequence[Sequence[CameraImage]], augs: Sequence[ImageAug], inputs: InputConfig) -> Tensor:
+def _images(
+    pictures: Sequence[Sequence[CameraImage]], augs: Sequence[ImageAug], inputs: InputConfig, device: torch.device
+) -> Tensor:
     """Normalised pictures (T, N, 3, H, W); a picture that fills a gap in the history is worked on once."""
-    out_TNCHW = np.empty((len(pictures), len(augs), 3, *inputs.image_size), dtype=np.float32)
+    times, cameras, (height, width) = len(pictures), len(augs), inputs.image_size
+    here = device == CPU
+    shape, kind = ((3, height, width), np.float32) if here else ((height, width, 3), np.uint8)
+    out = np.empty((times, cameras, *shape), dtype=kind)
     first_use: dict[int, tuple[int, int]] = {}
     repeats: list[tuple[tuple[int, int], tuple[int, int]]] = []
     for t, group in enumerate(pictures):
@@ -216,18 +229,23 @@ def _images(pictures: Sequence[Sequence[CameraImage]], augs: Sequence[ImageAug],
     def work(place: tuple[int, int]) -> None:
         t, n = place
         image = transform_image(pictures[t][n].image, augs[n], inputs.image_size, inputs.resampling)
-        normalize_into(out_TNCHW[t, n], image, inputs)
+        if here:
+            normalize_into(out[t, n], image, inputs)
+        else:
+            out[t, n] = image
 
     map_in_threads(work, list(first_use.values()))
     for place, source in repeats:
-        out_TNCHW[place] = out_TNCHW[source]
-    return torch.from_numpy(out_TNCHW)
+        out[place] = out[source]
+    if here:
+        return torch.from_numpy(out)
+    return normalize(torch.from_numpy(out).to(device).flatten(0, 1), inputs).unflatten(0, (times, cameras))
 
 
-def _depth(frame: SensorFrame, aug_N44: NDArray[np.float64], inputs: InputConfig) -> Tensor:
+def _depth(frame: SensorFrame, aug_N44: NDArray[np.float64], inputs: InputConfig, device: torch.device) -> Tensor:
     if frame.lidar is None:
-        return torch.zeros(len(frame.cameras), *inputs.image_size)
-    return depth_maps(frame.lidar, frame.cameras, _float32(aug_N44), inputs)
+        return torch.zeros(len(frame.cameras), *inputs.image_size, device=device)
+    return depth_maps(frame.lidar, frame.cameras, _float32(aug_N44), inputs, device)
 
 
 def _float32(values: object) -> Tensor:

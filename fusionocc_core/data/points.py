@@ -19,10 +19,16 @@ from fusionocc_core.structures import CameraImage, InputConfig, LidarSweep, Sens
 
 COLUMNS = 5
 """x, y, z, intensity, ring; a sixth column of a sweep (dt) is not for networks."""
+CPU = torch.device("cpu")
 
 
 def gather_points(
-    frame: SensorFrame, inputs: InputConfig, grid: VoxelGrid, bev_aug: BevAug, generator: torch.Generator
+    frame: SensorFrame,
+    inputs: InputConfig,
+    grid: VoxelGrid,
+    bev_aug: BevAug,
+    generator: torch.Generator,
+    device: torch.device = CPU,
 ) -> Tensor:
     """The cloud (P, 5) that enters the LiDAR branch, in the augmented key ego frame.
 
@@ -36,12 +42,13 @@ def gather_points(
         grid: the range to keep, in the augmented frame.
         bev_aug: what is done to the space around the vehicle.
         generator: a CPU generator for the thinning.
+        device: where to do it, and where the cloud then is.
     """
     if frame.lidar is None:
-        return torch.zeros(0, COLUMNS)
+        return torch.zeros(0, COLUMNS, device=device)
     sweeps = chosen_sweeps(frame.lidar, frame.lidar_history, inputs)
-    clouds = [sweep_in_key_lidar(sweep, frame.lidar, inputs.float32_poses) for sweep in sweeps]
-    points = torch.cat([torch.zeros(0, COLUMNS), *clouds])
+    clouds = [sweep_in_key_lidar(sweep, frame.lidar, inputs.float32_poses, device) for sweep in sweeps]
+    points = torch.cat([torch.zeros(0, COLUMNS, device=device), *clouds])
     if inputs.thin_rings_up_to is not None:
         points = thin_rings(points, inputs.thin_rings_up_to, inputs.thin_keep, generator)
     if inputs.key_pose != "lidar":  # whose axes are those of the key frame
@@ -59,9 +66,9 @@ def chosen_sweeps(current: LidarSweep, history: Sequence[LidarSweep], inputs: In
     return [current, *earlier] if inputs.include_current_sweep else earlier
 
 
-def sweep_in_key_lidar(sweep: LidarSweep, key: LidarSweep, float32_poses: bool) -> Tensor:
+def sweep_in_key_lidar(sweep: LidarSweep, key: LidarSweep, float32_poses: bool, device: torch.device = CPU) -> Tensor:
     """Points (P, 5) of an earlier sweep in the axes that the key sweep's LiDAR had at its stamp."""
-    points = torch.tensor(sweep.points[:, :COLUMNS])
+    points = torch.tensor(sweep.points[:, :COLUMNS], device=device)
     if sweep is key and not float32_poses:
         return points
     lidar2global, key2global = ((s.ego2global, s.lidar2ego) for s in (sweep, key))
@@ -100,20 +107,26 @@ def thin_rings(points: Tensor, up_to: int, keep: float, generator: torch.Generat
     One whole number of 0..9 is drawn for every point, whether it is needed or not, as upstream does; so ``keep`` counts
     in tenths.
     """
-    draws = torch.randint(0, 10, (len(points),), generator=generator)
+    draws = torch.randint(0, 10, (len(points),), generator=generator).to(points.device)
     return points[(points[:, 4] > up_to) | (draws >= 10 - round(10 * keep))]
 
 
 def in_range(points: Tensor, grid: VoxelGrid, margin: float) -> Tensor:
     """Which points (P,) bool lie inside the grid by more than ``margin`` metres; points are in the grid's frame."""
-    inside = torch.ones(len(points), dtype=torch.bool)
+    inside = torch.ones(len(points), dtype=torch.bool, device=points.device)
     # Column by column: reducing over rows of three takes several times as long.
     for axis, (lower, upper) in enumerate(zip(_float32(grid.lower), _float32(grid.upper), strict=True)):
         inside &= (points[:, axis] > lower + margin) & (points[:, axis] < upper - margin)
     return inside
 
 
-def depth_maps(sweep: LidarSweep, cameras: Sequence[CameraImage], aug_N44: Tensor, inputs: InputConfig) -> Tensor:
+def depth_maps(
+    sweep: LidarSweep,
+    cameras: Sequence[CameraImage],
+    aug_N44: Tensor,
+    inputs: InputConfig,
+    device: torch.device = CPU,
+) -> Tensor:
     """Depths (N, H, W) in metres of the sweep's points in the network's pictures; the nearest wins, 0 where none is.
 
     Points are moved by the ego motion between the stamps. Upstream sorts by a float32 key that resolves 1/16 pixel rank
@@ -124,13 +137,15 @@ def depth_maps(sweep: LidarSweep, cameras: Sequence[CameraImage], aug_N44: Tenso
         cameras: N of them.
         aug_N44: float32 from each camera's pixels to those of the network's picture.
         inputs: size of the pictures, range of depths.
+        device: where to do it, and where the maps then are.
     """
     height, width = inputs.image_size
     if not cameras:
-        return torch.zeros(0, height, width)
-    lidar2image_N44 = torch.stack([_lidar2image(sweep, camera, inputs.float32_poses) for camera in cameras])
+        return torch.zeros(0, height, width, device=device)
+    lidar2image_N44 = torch.stack([_lidar2image(sweep, camera, inputs.float32_poses) for camera in cameras]).to(device)
+    aug_N44 = aug_N44.to(device)
     # Coordinates first: a 3 x 3 matrix times a wide one is eight times as quick as a long thin one times it.
-    xyz_3P = torch.tensor(sweep.points[:, :3].T)
+    xyz_3P = torch.tensor(sweep.points[:, :3].T, device=device)
     uvz_N3P = lidar2image_N44[:, :3, :3] @ xyz_3P + lidar2image_N44[:, :3, 3:]
     depth_NP = uvz_N3P[:, 2].clone()
     uvz_N3P[:, :2] /= depth_NP[:, None]
@@ -141,7 +156,7 @@ def depth_maps(sweep: LidarSweep, cameras: Sequence[CameraImage], aug_N44: Tenso
     seen_NP &= (column_NP >= 0) & (column_NP < width) & (row_NP >= 0) & (row_NP < height)
     camera_S, _ = seen_NP.nonzero(as_tuple=True)
     pixel_S = (camera_S * height + row_NP[seen_NP].long()) * width + column_NP[seen_NP].long()
-    nearest = torch.full((len(cameras) * height * width,), torch.inf)
+    nearest = torch.full((len(cameras) * height * width,), torch.inf, device=device)
     nearest.scatter_reduce_(0, pixel_S, depth_NP[seen_NP], "amin")
     return nearest.masked_fill_(nearest.isinf(), 0.0).view(-1, height, width)
 
@@ -156,6 +171,7 @@ def _lidar2image(sweep: LidarSweep, camera: CameraImage, float32_poses: bool) ->
 
 def _transformed(points: Tensor, a2b_44: Tensor) -> Tensor:
     """A copy of points (P, 3 or more) with x, y, z mapped from frame a to frame b."""
+    a2b_44 = a2b_44.to(points.device)
     xyz_3P = a2b_44[:3, :3] @ points[:, :3].t().contiguous() + a2b_44[:3, 3:]
     return torch.cat([xyz_3P.t(), points[:, 3:]], dim=1)
 

@@ -10,7 +10,7 @@ Legend: P points, R rays.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -218,6 +218,7 @@ def pixel_rays(
         depth_R=torch.tensor(pixels.depth_P, dtype=torch.float32),
         label_R=torch.tensor(pixels.label_P.astype(np.int64)),
         sample_R=torch.zeros(len(uv), dtype=torch.int64),
+        current_R=torch.ones(len(uv), dtype=torch.bool),
     )
 
 
@@ -278,20 +279,20 @@ def sample_rays(
         unknown: label of rays without a class; None: all have one.
     """
     current, neighbours = current.within(config.farthest), neighbours.within(config.farthest)
-    neighbour_R = torch.arange(len(current) + len(neighbours)) >= len(current)
-    label_R = torch.cat([current.label_R, neighbours.label_R])
-    weight_R = sampling_weights(label_R, neighbour_R, config, unknown=unknown)
+    neighbours = replace(neighbours, current_R=torch.zeros_like(neighbours.current_R))
+    both = join_rays([replace(current, current_R=torch.ones_like(current.current_R)), neighbours])
+    weight_R = sampling_weights(both.label_R, ~both.current_R, config, unknown=unknown)
     possible = weight_R.nonzero()[:, 0]
     if not len(possible):
-        logger.info("rays: none of %d can be drawn; this sample gives nothing to render", len(label_R))
+        logger.info("rays: none of %d can be drawn; this sample gives nothing to render", len(both))
     if len(possible) > config.count:
         possible = possible[torch.multinomial(weight_R[possible], config.count, generator=generator)]
     possible = possible.sort().values
-    return join_rays([current, neighbours]).select(possible)
+    return both.select(possible)
 
 
 def rendering_of(grid: VoxelGrid, *, step: float = 0.5) -> RenderConfig:
-    """How to render a volume over any grid, metric in every respect.
+    """How to render a volume over any grid: metric in every respect, with surfaces where log-odds change their sign.
 
     The sphere inside which space is not contracted touches the sides of the grid but for 2.5 %, as RenderOcc's does.
 
@@ -316,6 +317,7 @@ def rendering_of(grid: VoxelGrid, *, step: float = 0.5) -> RenderConfig:
         box_upper=grid.upper,
         cells_across=grid.shape[0],
         step=step,
+        opacity="log_odds",
     )
 
 
@@ -327,10 +329,4 @@ def join_rays(parts: list[Rays]) -> Rays:
     """
     if not parts:
         raise ValueError("join_rays: expected one part or more")
-    return Rays(
-        origin_R3=torch.cat([part.origin_R3 for part in parts]),
-        direction_R3=torch.cat([part.direction_R3 for part in parts]),
-        depth_R=torch.cat([part.depth_R for part in parts]),
-        label_R=torch.cat([part.label_R for part in parts]),
-        sample_R=torch.cat([part.sample_R for part in parts]),
-    )
+    return Rays(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Rays)})

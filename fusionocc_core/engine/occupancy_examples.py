@@ -62,6 +62,9 @@ class DataConfig:
     """Rays for the rendering losses, where LossConfig.rendering wants some."""
     labelled_share: float = 1.0
     """Share of the training keyframes whose labels (of voxels, pictures and rays) are used, spread evenly."""
+    labelled_run: int = 1
+    """So many labelled keyframes follow each other. With 1 nearly every scene has some; with as many as a scene has
+    keyframes whole scenes are labelled and others not at all, which leaves far less to learn from."""
     unlabelled: str = "leave_out"
     """What becomes of the others: "leave_out", or "keep": their depth still teaches, and so does a teacher
     (TrainConfig.teacher)."""
@@ -78,15 +81,18 @@ class DataConfig:
             raise ValueError(f"DataConfig.label_mask={self.label_mask!r}: expected one of {MASKS}")
         if not 0 <= self.unobserved_share <= 1:
             raise ValueError(f"DataConfig.unobserved_share={self.unobserved_share}: expected a share from 0 to 1")
-        if not 0 < self.labelled_share <= 1 or self.labelled_repeats < 1 or self.unlabelled not in UNLABELLED:
+        counts = min(self.labelled_repeats, self.labelled_run)
+        if not 0 < self.labelled_share <= 1 or counts < 1 or self.unlabelled not in UNLABELLED:
             raise ValueError(
                 f"DataConfig: labelled_share={self.labelled_share} lies above 0 and up to 1, labelled_repeats="
-                f"{self.labelled_repeats} is at least 1, unlabelled={self.unlabelled!r} one of {UNLABELLED}"
+                f"{self.labelled_repeats} and labelled_run={self.labelled_run} are at least 1, unlabelled="
+                f"{self.unlabelled!r} one of {UNLABELLED}"
             )
 
     def is_labelled(self, index: int) -> bool:
         """Whether the labels of a keyframe are used, counted from the first of the split."""
-        return int((index + 1) * self.labelled_share + 1e-9) > int(index * self.labelled_share + 1e-9)
+        run = index // self.labelled_run
+        return int((run + 1) * self.labelled_share + 1e-9) > int(run * self.labelled_share + 1e-9)
 
     def order(self, keyframes: int, sweeps: int = 0) -> list[int]:
         """The keyframes that make up one pass over the data, and behind their numbers those of moments between."""

@@ -95,6 +95,7 @@ class KeyframeRays:
             depth_R=torch.zeros(0),
             label_R=torch.zeros(0, dtype=torch.int64),
             sample_R=torch.zeros(0, dtype=torch.int64),
+            current_R=torch.zeros(0, dtype=torch.bool),
         )
         if lidar is None:
             return nothing

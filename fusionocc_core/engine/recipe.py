@@ -106,10 +106,10 @@ def check_rendering(render: RenderConfig, model: NetworkConfig) -> None:
             f"on {side} m in {cells}: take data.render_rays.rendering_of(grid)"
         )
     meant = model.head.density if isinstance(model, RenderOccConfig) else "metric"
-    if render.opacity != meant:
+    if (render.opacity == "official") != (meant == "official"):
         raise ValueError(
-            f"loss.rendering.render.opacity={render.opacity!r}, but the network's density is {meant!r}: they must be "
-            "the same (class scores are rendered as 'metric')"
+            f"loss.rendering.render.opacity={render.opacity!r}, but the network's density is {meant!r}: both must be "
+            "official or none (class scores are rendered as 'log_odds' or 'metric')"
         )
 
 

@@ -24,8 +24,11 @@ from fusionocc_core.viz.rendered import RenderedView
 
 OPAQUE = 0.5
 """A ray sees something where more than this share of it is stopped."""
-CERTAIN = 20.0
-"""Score of what a network without density answers; less than nothing that of the other classes."""
+CERTAIN_OCCUPIED, CERTAIN_FREE = 25.0, -75.0
+"""Log-odds of voxels whose label is certain. From a voxel that is occupied to one that is free they change their sign a
+quarter of the way: where in its voxel a surface lies a label does not say; the middle is the best guess, and a layer of
+one voxel must be thicker than the places along a ray are apart. With the same size for both it would lie half-way, at
+the voxel's end, and flat rays would meet the road too early."""
 OPTICAL = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
 """x forward, y left, z up to x right, y down, z forward."""
 
@@ -117,11 +120,17 @@ def ray_camera(camera: CameraImage) -> RayCamera:
 
 def outputs_of(occupancy: Occupancy) -> Outputs:
     """Labels as the scores of a network that is certain of them; where nothing is known, of free space."""
-    free = occupancy.label_set.free
-    labels = np.where(occupancy.labels == occupancy.label_set.unknown, free, occupancy.labels)
-    labels_BKXYZ = torch.from_numpy(labels.astype(np.int64))[None, None]
-    scores_BKXYZ = torch.full((1, occupancy.label_set.num, *labels.shape), -CERTAIN)
-    return Outputs(logits_BKXYZ=scores_BKXYZ.scatter_(1, labels_BKXYZ, CERTAIN))
+    free, unknown = occupancy.label_set.free, occupancy.label_set.unknown
+    labels = np.where(occupancy.labels == unknown, free, occupancy.labels).astype(np.int64)
+    return Outputs(logits_BKXYZ=certain_scores(torch.from_numpy(labels)[None], occupancy.label_set))
+
+
+def certain_scores(labels_BXYZ: torch.Tensor, label_set: LabelSet) -> torch.Tensor:
+    """Scores (B, K, X, Y, Z) whose log-odds that a voxel is occupied are those of CERTAIN_OCCUPIED or CERTAIN_FREE."""
+    scores_BKXYZ = torch.full((len(labels_BXYZ), label_set.num, *labels_BXYZ.shape[1:]), CERTAIN_FREE)
+    scores_BKXYZ.scatter_(1, labels_BXYZ[:, None], CERTAIN_OCCUPIED)
+    scores_BKXYZ[:, label_set.free] = 0.0
+    return scores_BKXYZ
 
 
 @torch.no_grad()
@@ -189,7 +198,11 @@ def _seen(outputs: Outputs, config: Answering, rays: Rays) -> tuple[NDArray[np.f
     if len(outputs.logits_BKXYZ) != 1:
         raise ValueError(f"rendered views are of one sample; the outputs hold {len(outputs.logits_BKXYZ)}")
     render, free = rendering_for(config), config.label_set.free
-    volume = density_volume(outputs if outputs.density else _certain(outputs), render, free=free)
+    if outputs.density is None:
+        # A network that was not made to be rendered leaves a few per cent of every free voxel to other classes, which
+        # stops rays long before they arrive: its answer is rendered instead.
+        outputs = Outputs(logits_BKXYZ=certain_scores(outputs.logits_BKXYZ.argmax(dim=1), config.label_set))
+    volume = density_volume(outputs, render, free=free)
     rendered = volume_render(volume.density_BXYZ, volume.semantic_BXYZK, rays.to(volume.density_BXYZ.device), render)
     opacity_R = (1 - rendered.transmittance_R).cpu()
     sees_R = opacity_R > OPAQUE
@@ -197,14 +210,3 @@ def _seen(outputs: Outputs, config: Answering, rays: Rays) -> tuple[NDArray[np.f
     label_R = rendered.semantic_RK.argmax(dim=1).cpu()
     label_R = torch.where(sees_R, label_R + (label_R >= free).long(), free)
     return distance_R.numpy(), label_R.numpy()
-
-
-def _certain(outputs: Outputs) -> Outputs:
-    """The answer as certain scores.
-
-    A network that was not made to be rendered leaves a few per cent of every free voxel to other classes, which stops
-    rays long before they arrive.
-    """
-    labels_BXYZ = outputs.logits_BKXYZ.argmax(dim=1, keepdim=True)
-    scores = torch.full_like(outputs.logits_BKXYZ, -CERTAIN).scatter(1, labels_BXYZ, CERTAIN)
-    return Outputs(logits_BKXYZ=scores)

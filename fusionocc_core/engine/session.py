@@ -68,7 +68,7 @@ def as_used(network: Any, config: NetworkConfig) -> Any:
     """
     if network.config == config:
         return network
-    used = make_network(config)
+    used = make_network(config).to(next(network.parameters()).device)  # for what no state holds
     used.load_state_dict(network.state_dict(), assign=True)
     used.card = network.card
     return used.train(network.training)

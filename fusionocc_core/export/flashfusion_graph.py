@@ -33,7 +33,8 @@ from fusionocc_core.layers.presence import only_present
 from fusionocc_core.layers.pull_lift import PullLift, ray_channels
 from fusionocc_core.layers.view_transform import Cameras, calibration_key, cameras_at, measured_depth_bins
 from fusionocc_core.models.flashfusion import FlashFusion, FlashFusionConfig
-from fusionocc_core.ops.pull_lift import PullPlan
+from fusionocc_core.ops.pull_lift import PullPlan, two_cells
+from fusionocc_core.side_by_side import two_on
 from fusionocc_core.structures import Batch, cameras_present, lidar_present
 
 HEADROOM = 1.1
@@ -46,15 +47,15 @@ class LiftTables:
 
     rays_NRhw: Tensor
     """float32, see layers.pull_lift.ray_channels."""
-    cell_R4: Tensor
-    """int32: feature cells (N * h * w) around the pixel."""
-    near_R4: Tensor
+    cell_4R: Tensor
+    """int32: the four feature cells (N * h * w) around the pixel."""
+    near_4R: Tensor
     """int32: the probability (N * h * w * D) of the depth bin in front of the point, in each of the cells."""
-    far_R4: Tensor
+    far_4R: Tensor
     """int32: of the bin behind it."""
-    near_share_R4: Tensor
+    near_share_4R: Tensor
     """float32: bilinear weight of the cell times that of the bin; zero outside the picture or the bins."""
-    far_share_R4: Tensor
+    far_share_4R: Tensor
     camera_R: Tensor
     """int32: the camera of the row; N for rows that are not used."""
     row_PK: Tensor
@@ -69,18 +70,18 @@ class FlashFusionInputs:
     """float32, normalised."""
     measured_Nhw: Tensor
     """int32: 1 + the depth bin of the nearest LiDAR point of each feature cell; 0 for none."""
-    raster_1SYX: Tensor
-    """float32, see layers.bev_fusion.LidarRaster."""
+    raster_1YXS: Tensor
+    """float32, see layers.bev_fusion.LidarRaster; channels last, as they are in memory."""
     camera_present_N: Tensor
     """float32, 1 or 0; what absent cameras hold means nothing."""
     lidar_present_1: Tensor
     """float32, 1 or 0; likewise for the raster and ``measured_Nhw``."""
     rays_NRhw: Tensor
-    cell_R4: Tensor
-    near_R4: Tensor
-    far_R4: Tensor
-    near_share_R4: Tensor
-    far_share_R4: Tensor
+    cell_4R: Tensor
+    near_4R: Tensor
+    far_4R: Tensor
+    near_share_4R: Tensor
+    far_share_4R: Tensor
     camera_R: Tensor
     row_PK: Tensor
 
@@ -112,14 +113,19 @@ class FlashFusionFeed:
         camera_BN, lidar_B = cameras_present(batch), lidar_present(batch)
         cameras = only_present(cameras_at(batch, 0), camera_BN)
         key = (*calibration_key(cameras), camera_BN.cpu().numpy().tobytes())
-        tables = self._tables.get(key, lambda: self.tables(cameras, camera_BN))
         cloud = batch.points[0] if bool(lidar_B[0]) else batch.points[0].new_zeros(0, 4)
-        bins_BNhw = measured_depth_bins(batch.depth_BNHW, config.depth_bins, config.feature_stride)
+        tables, (raster_1SYX, bins_BNhw) = two_on(batch.depth_BNHW.device)(
+            lambda: self._tables.get(key, lambda: self.tables(cameras, camera_BN)),
+            lambda: (
+                self._raster([cloud]),
+                measured_depth_bins(batch.depth_BNHW, config.depth_bins, config.feature_stride),
+            ),
+        )
         return tensors_of(
             FlashFusionInputs(
                 images_NCHW=padded(batch.images_BTNCHW[0, 0], count),
                 measured_Nhw=padded(bins_BNhw[0], count).int(),
-                raster_1SYX=self._raster([cloud]),
+                raster_1YXS=raster_1SYX.permute(0, 2, 3, 1),
                 camera_present_N=padded(camera_BN[0].float(), count),
                 lidar_present_1=lidar_B.float(),
                 **{name: getattr(tables, name) for name in names_of(LiftTables)},
@@ -135,21 +141,18 @@ class FlashFusionFeed:
         plan = self._lift.plan(cameras, camera_BN)
         rays_NRhw = ray_channels(cameras, self.config.inputs.image_size, self.config.feature_stride)[0]
         self._check_room(plan)
-        cell_Q4, share_Q4 = self._cells(plan, camera_BN)
+        cell_4Q, share_4Q = self._cells(plan, camera_BN)
         bins, rows = self.config.depth_bins.num, self.layout.rows
-        bin_Q1 = plan.depth_bin_Q.floor()[:, None]
-        between_Q1 = plan.depth_bin_Q[:, None] - bin_Q1
-        near_Q1 = bin_Q1.long()
-        index = {name: cell_Q4 * bins + (near_Q1 + i).clamp(0, bins - 1) for i, name in enumerate(("near", "far"))}
-        inside = {name: (near_Q1 + i >= 0) & (near_Q1 + i < bins) for i, name in enumerate(("near", "far"))}
+        bin_2Q, bin_share_2Q = _two_around(plan.depth_bin_Q, bins)
+        first_4Q, unused = cell_4Q * bins, (0, rows - len(plan.point_Q))
         return LiftTables(
             rays_NRhw=padded(rays_NRhw, self.layout.cameras),
-            cell_R4=padded(cell_Q4, rows).int(),
-            near_R4=padded(index["near"], rows).int(),
-            far_R4=padded(index["far"], rows).int(),
-            near_share_R4=padded(share_Q4 * (1 - between_Q1) * inside["near"], rows),
-            far_share_R4=padded(share_Q4 * between_Q1 * inside["far"], rows),
-            camera_R=F.pad(_camera(plan, camera_BN), (0, rows - len(cell_Q4)), value=self.layout.cameras).int(),
+            cell_4R=F.pad(cell_4Q, unused),
+            near_4R=F.pad(first_4Q + bin_2Q[0], unused),
+            far_4R=F.pad(first_4Q + bin_2Q[1], unused),
+            near_share_4R=F.pad(share_4Q * bin_share_2Q[0], unused),
+            far_share_4R=F.pad(share_4Q * bin_share_2Q[1], unused),
+            camera_R=F.pad(_camera(plan, camera_BN), unused, value=self.layout.cameras).int(),
             row_PK=_rows_of_points(plan, self.layout).int(),
         )
 
@@ -165,14 +168,11 @@ class FlashFusionFeed:
     def _cells(self, plan: PullPlan, camera_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Index of the four feature cells around each pixel and their bilinear weights, zero outside the picture."""
         h, w = (edge // self.config.feature_stride for edge in self.config.inputs.image_size)
-        corner_Q2 = plan.uv_Q2.floor()
-        part_Q2 = plan.uv_Q2 - corner_Q2
-        step_42 = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=corner_Q2.device)
-        u_Q4, v_Q4 = (corner_Q2.long()[:, None] + step_42).unbind(dim=2)
-        share_Q4 = torch.where(step_42.bool(), part_Q2[:, None], 1 - part_Q2[:, None]).prod(dim=2)
-        inside_Q4 = (u_Q4 >= 0) & (u_Q4 < w) & (v_Q4 >= 0) & (v_Q4 < h)
-        row_Q4 = _camera(plan, camera_BN)[:, None] * h + v_Q4.clamp(0, h - 1)
-        return row_Q4 * w + u_Q4.clamp(0, w - 1), share_Q4 * inside_Q4
+        (u_2Q, u_share_2Q), (v_2Q, v_share_2Q) = (
+            _two_around(plan.uv_Q2[:, axis], size) for axis, size in enumerate((w, h))
+        )
+        row_2Q = (_camera(plan, camera_BN).int() * h + v_2Q) * w
+        return (row_2Q[:, None] + u_2Q).flatten(0, 1), (v_share_2Q[:, None] * u_share_2Q).flatten(0, 1)
 
 
 class FlashFusionGraph(nn.Module):
@@ -188,27 +188,27 @@ class FlashFusionGraph(nn.Module):
         self,
         images_NCHW: Tensor,
         measured_Nhw: Tensor,
-        raster_1SYX: Tensor,
+        raster_1YXS: Tensor,
         camera_present_N: Tensor,
         lidar_present_1: Tensor,
         rays_NRhw: Tensor,
-        cell_R4: Tensor,
-        near_R4: Tensor,
-        far_R4: Tensor,
-        near_share_R4: Tensor,
-        far_share_R4: Tensor,
+        cell_4R: Tensor,
+        near_4R: Tensor,
+        far_4R: Tensor,
+        near_share_4R: Tensor,
+        far_share_4R: Tensor,
         camera_R: Tensor,
         row_PK: Tensor,
     ) -> tuple[Tensor, ...]:
         """See FlashFusionInputs; labels (1, X, Y, Z) uint8, and their confidence where the layout has it."""
         network, lidar = self.network, lidar_present_1.view(1, 1, 1, 1) > 0
-        raster_1SYX = torch.where(lidar, raster_1SYX, 0.0)
+        raster_1SYX = torch.where(lidar, raster_1YXS, 0.0).permute(0, 3, 1, 2)
         skip_BCYX, lidar_BCyx = (torch.where(lidar, x, 0.0) for x in network.lidar_map(raster_1SYX))
         seen = network.pictures(torch.where(camera_present_N.view(-1, 1, 1, 1) > 0, images_NCHW, 0.0), rays_NRhw)
         depth_NDhw = self._depth(seen.depth_logits_MDhw, torch.where(lidar_present_1 > 0, measured_Nhw, 0))
-        share_R4 = take(depth_NDhw.permute(0, 2, 3, 1).reshape(-1, 1), near_R4)[..., 0] * near_share_R4
-        share_R4 = share_R4 + take(depth_NDhw.permute(0, 2, 3, 1).reshape(-1, 1), far_R4)[..., 0] * far_share_R4
-        rows_RC = self._rows(seen.context_MChw, cell_R4, share_R4)
+        share_4R = take(depth_NDhw.permute(0, 2, 3, 1).reshape(-1, 1), near_4R)[..., 0] * near_share_4R
+        share_4R = share_4R + take(depth_NDhw.permute(0, 2, 3, 1).reshape(-1, 1), far_4R)[..., 0] * far_share_4R
+        rows_RC = self._rows(seen.context_MChw, cell_4R, share_4R)
         present_R = take(F.pad(camera_present_N, (0, 1))[:, None], camera_R)
         lifted_PC, seen_P1 = self._points(rows_RC, present_R, row_PK)
         camera_BCyx, covered_B1yx = self._from_above(lifted_PC, seen_P1)
@@ -225,11 +225,11 @@ class FlashFusionGraph(nn.Module):
         one_hot_NDhw = (measured_Nhw[:, None] == bins_D11).to(logits_NDhw.dtype)
         return torch.where(measured_Nhw[:, None] > 0, one_hot_NDhw, logits_NDhw.softmax(dim=1))
 
-    def _rows(self, context_NChw: Tensor, cell_R4: Tensor, share_R4: Tensor) -> Tensor:
+    def _rows(self, context_NChw: Tensor, cell_4R: Tensor, share_4R: Tensor) -> Tensor:
         table_IC = context_NChw.permute(0, 2, 3, 1).flatten(0, 2)
-        rows_RC = take(table_IC, cell_R4[:, 0]) * share_R4[:, :1]
+        rows_RC = take(table_IC, cell_4R[0]) * share_4R[0][:, None]
         for i in range(1, 4):
-            rows_RC = rows_RC + take(table_IC, cell_R4[:, i]) * share_R4[:, i : i + 1]
+            rows_RC = rows_RC + take(table_IC, cell_4R[i]) * share_4R[i][:, None]
         return rows_RC
 
     def _points(self, rows_RC: Tensor, present_R1: Tensor, row_PK: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,6 +276,12 @@ def flashfusion_layout(config: FlashFusionConfig, batches: Sequence[Batch], *, c
         rows, overlap = max(rows, len(plan.point_Q)), max(overlap, overlap_of(plan))
         cameras = max(cameras, present_BN.shape[1])
     return Layout(cameras=cameras, rows=int(rows * HEADROOM), overlap=overlap, confidence=confidence)
+
+
+def _two_around(place_Q: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The two cells of a line around each place (2, Q) int32, and their linear weights: zero beside the line."""
+    cells, shares = two_cells(place_Q, size)
+    return torch.stack(cells).int(), torch.stack(shares)
 
 
 def _camera(plan: PullPlan, camera_BN: Tensor) -> Tensor:

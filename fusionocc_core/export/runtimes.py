@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionocc_core.export.artefact import Artefact
+from fusionocc_core.export.torch_runtime import TorchExportRuntime
 
 _logger = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ RUNTIMES_OF = {
 }
 """What an artefact was exported to, and what can run it; the first one does unless told otherwise."""
 
-RUNTIMES = ("auto", "torch", "onnx", "openvino", "torch-export", "tensorrt")
-"""What a user may ask for; "torch" is the network itself, not an artefact."""
+RUNTIMES = ("auto", "torch", "torch-compile", "onnx", "openvino", "torch-export", "tensorrt")
+"""What a user may ask for; "torch" and "torch-compile" run the network itself, not an artefact."""
 
 NEEDS = {"onnx": "onnxruntime", "tensorrt": "onnxruntime", "openvino": "openvino"}
 
@@ -62,7 +63,8 @@ def open_runtime(artefact: Artefact, runtime: str = "auto", *, threads: int | No
     if chosen not in RUNTIMES:
         raise ValueError(f"runtime {runtime}: expected one of {', '.join(RUNTIMES)}")
     if chosen not in possible:
-        hint = "load the weights that it was made from" if chosen == "torch" else f"export with --to {chosen}"
+        weights = chosen in ("torch", "torch-compile")
+        hint = "load the weights that it was made from" if weights else f"export with --to {chosen}"
         raise ValueError(
             f"runtime {runtime}: {artefact.folder} was exported to {artefact.target} and can be run by "
             f"{' or '.join(possible)}; for {runtime} {hint}"
@@ -201,21 +203,6 @@ def hint_for(precision: str, capabilities: Sequence[str]) -> str:
     """
     hint = HINTS[precision]
     return hint if CAPABILITIES[hint] in capabilities else "f32"
-
-
-class TorchExportRuntime:
-    """A graph of torch.export, in PyTorch."""
-
-    def __init__(self, artefact: Artefact, threads: int) -> None:
-        self._graph = torch.export.load(artefact.graph).module()
-        torch.set_num_threads(threads)
-        self.name = f"torch.export {torch.__version__}"
-        self.computes_in = artefact.precision
-
-    @torch.inference_mode()
-    def __call__(self, tensors: Sequence[Tensor]) -> Sequence[NDArray[np.uint8]]:
-        """See Runtime."""
-        return [array_of(output) for output in self._graph(*tensors)]
 
 
 def array_of(tensor: Tensor) -> NDArray[Any]:

@@ -68,6 +68,8 @@ class RenderingLossConfig:
     ray_voxels: float = 0.0
     """Voxels where a ray ends are occupied, by its class; those that rays only cross are free (losses/ray_voxels.py).
     RenderOcc does without, and has to choose above which density a voxel is occupied."""
+    least_crossings: int = 1
+    """Rays of the current keyframe that must cross a voxel for it to count as free; see losses/ray_voxels.py."""
     target: str = "range"
     """What rendered depth is held against: "range": the distance along the ray. "z": the camera's z, as RenderOcc has
     it, which is shorter away from the middle of the picture."""
@@ -78,8 +80,7 @@ class RenderingLossConfig:
     render: RenderConfig = field(default_factory=RenderConfig)
     """How the volume is rendered; data.render_rays.rendering_of has one for any grid."""
     most_rays: int | None = None
-    """Rays of a batch that are sent through the volume, drawn anew each time; None: all. Where rays end, which
-    ``ray_voxels`` asks for too, costs next to nothing and is taken of all."""
+    """Rays of a batch that are rendered, drawn anew each time; None: all. ``ray_voxels`` takes all of them."""
     chunk_rays: int = CHUNK_RAYS
     """Rays at a time, which bounds the memory: see volume_render."""
 
@@ -94,6 +95,8 @@ class RenderingLossConfig:
             )
         if self.most_rays is not None and self.most_rays < 1:
             raise ValueError(f"RenderingLossConfig.most_rays={self.most_rays}: expected None or at least 1")
+        if self.least_crossings < 1:
+            raise ValueError(f"RenderingLossConfig.least_crossings={self.least_crossings}: expected 1 or more")
         if not 0 <= self.variance_focus < 1:
             raise ValueError(f"RenderingLossConfig.variance_focus={self.variance_focus}: expected 0 <= value < 1")
 
@@ -123,6 +126,7 @@ class DensityVolume:
     """What is rendered."""
 
     density_BXYZ: Tensor
+    """As RenderConfig.opacity wants it: with "log_odds" these."""
     semantic_BXYZK: Tensor
     """Without free space."""
     occupied_logits_BXYZ: Tensor
@@ -148,32 +152,27 @@ def density_volume(outputs: VolumePredictions, render: RenderConfig, *, free: in
 
     Args:
         outputs: of any network.
-        render: opacity must be "metric" where density follows from scores.
+        render: its opacity must not be "official" where density follows from scores.
         free: id of free space.
 
     Raises:
         ValueError: the official opacity is wanted of a network without density of its own.
     """
-    if outputs.density is not None:
-        return DensityVolume(
-            density_BXYZ=outputs.density.density_BXYZ,
-            semantic_BXYZK=outputs.density.semantic_BXYZK,
-            occupied_logits_BXYZ=outputs.density.occupied_logits_BXYZ,
-        )
-    if render.opacity != "metric":
-        raise ValueError(
-            f"RenderConfig.opacity={render.opacity!r} belongs to networks with Outputs.density; class scores are "
-            "rendered with opacity='metric'"
-        )
-    logits_BKXYZ = outputs.logits_BKXYZ.float()
-    others_BKXYZ = torch.cat([logits_BKXYZ[:, :free], logits_BKXYZ[:, free + 1 :]], dim=1)
-    occupied_BXYZ = others_BKXYZ.logsumexp(dim=1) - logits_BKXYZ[:, free]
-    edge = 2 * render.extent / render.cells_across
-    return DensityVolume(
-        density_BXYZ=F.softplus(occupied_BXYZ) / edge,
-        semantic_BXYZK=others_BKXYZ.movedim(1, -1),
-        occupied_logits_BXYZ=occupied_BXYZ,
-    )
+    if (own := outputs.density) is not None:
+        density, semantic, occupied = own.density_BXYZ, own.semantic_BXYZK, own.occupied_logits_BXYZ
+    else:
+        if render.opacity == "official":
+            raise ValueError(
+                "RenderConfig.opacity='official' belongs to networks with Outputs.density; class scores are rendered "
+                "with opacity='log_odds' or 'metric'"
+            )
+        logits_BKXYZ = outputs.logits_BKXYZ.float()
+        others_BKXYZ = torch.cat([logits_BKXYZ[:, :free], logits_BKXYZ[:, free + 1 :]], dim=1)
+        occupied = others_BKXYZ.logsumexp(dim=1) - logits_BKXYZ[:, free]
+        density, semantic = F.softplus(occupied) / render.edge, others_BKXYZ.movedim(1, -1)
+    if render.opacity == "log_odds":
+        density = occupied
+    return DensityVolume(density_BXYZ=density, semantic_BXYZK=semantic, occupied_logits_BXYZ=occupied)
 
 
 def rendered_terms(
@@ -207,16 +206,17 @@ def rendered_terms(
         )
     shifted_R = rays.label_R - ((rays.label_R > free) & (rays.label_R != unknown)).long()
     rays = replace(rays, label_R=shifted_R)
-    drawn, parts = _drawn(rays, config.most_rays), tuple[LossTerm, ...]()
+    parts = tuple[LossTerm, ...]()
     with torch.autocast(outputs.logits_BKXYZ.device.type, enabled=False):
         volume = density_volume(outputs, config.render, free=free)
         if any(getattr(config, name) for name in RENDERED_TERMS):
+            drawn = _drawn(rays, config.most_rays)
             rendered = volume_render(
                 volume.density_BXYZ, volume.semantic_BXYZK, drawn, config.render, chunk_rays=config.chunk_rays
             )
             parts = rendering_losses(rendered, drawn, config, unknown=unknown).parts
         if config.ray_voxels:
-            parts = (*parts, _ray_voxels(volume, rays, drawn, config, unknown))
+            parts = (*parts, _ray_voxels(outputs.logits_BKXYZ, volume, rays, config, free=free, unknown=unknown))
     return parts
 
 
@@ -227,13 +227,26 @@ def _drawn(rays: Rays, most: int | None) -> Rays:
 
 
 def _ray_voxels(
-    volume: DensityVolume, ending: Rays, crossing: Rays, config: RenderingLossConfig, unknown: int
+    logits_BKXYZ: Tensor, volume: DensityVolume, rays: Rays, config: RenderingLossConfig, *, free: int, unknown: int
 ) -> LossTerm:
-    shape, chunk = volume.density_BXYZ.shape, config.chunk_rays
-    voxels = ray_voxels(ending, crossing, config.render, shape_BXYZ=shape, unknown=unknown, chunk=chunk)
-    odds, semantic = volume.occupied_logits_BXYZ, volume.semantic_BXYZK
-    value = ray_voxel_loss(odds, semantic, voxels, unknown=unknown, class_weights=config.class_weights)
-    labelled = int((voxels.ended_V | voxels.crossed_V).sum())
+    told = ray_voxels(
+        rays,
+        config.render,
+        shape_BXYZ=volume.density_BXYZ.shape,
+        unknown=unknown,
+        least_crossings=config.least_crossings,
+        chunk=config.chunk_rays,
+    )
+    value = ray_voxel_loss(
+        logits_BKXYZ,
+        volume.occupied_logits_BXYZ,
+        volume.semantic_BXYZK,
+        told,
+        free=free,
+        unknown=unknown,
+        class_weights=config.class_weights,
+    )
+    labelled = int((told.ended_V | told.crossed_V).sum())
     if not labelled:
         logger.info("loss ray_voxels: no ray in this batch carries a depth; it is zero")
     return LossTerm(name="ray_voxels", value=value, weight=config.ray_voxels, labelled=labelled)

@@ -190,8 +190,10 @@ class FlashFusion(OccupancyNetwork):
     """Pictures and LiDAR points meet in a map seen from above, joined by gates; the height comes back in the head."""
 
     config: FlashFusionConfig
-    bfloat16_parts = ("pictures", "lidar_map", "bev", "head.mix")
+    bfloat16_parts = ("pictures", "lidar_map", "fusion.mix", "bev", "head.mix")
     """What may compute in bfloat16; not the lift's coordinates, the gates, and the layers that choose the class."""
+    compiled_parts = ("pictures", "camera_map", "lidar_map", "bev", "head.mix")
+    """Not fusion.mix: a memory keeps what it returns, and a CUDA graph would write the next frame over that."""
 
     def __init__(self, config: FlashFusionConfig) -> None:
         super().__init__(config)
@@ -384,8 +386,9 @@ class FlashFusion(OccupancyNetwork):
         measured_MDhw, hit_M1hw = measured
         depth_MDhw = torch.where(hit_M1hw, measured_MDhw, seen.depth_logits_MDhw.float().softmax(dim=1))
         lifted_BCyx = self.lift(seen.context_MChw, depth_MDhw, geometry.tables)
-        joined = torch.cat([lifted_BCyx, geometry.covered_BYX[:, None]], dim=1)
-        camera_BCyx = self.camera_blocks(self.camera_map(joined.contiguous(memory_format=torch.channels_last)))
+        # Joined along the last axis of memory: along the channels all of it would be copied out of this order and back.
+        joined_ByxC = torch.cat([lifted_BCyx.permute(0, 2, 3, 1), geometry.covered_BYX[..., None]], dim=3)
+        camera_BCyx = self.camera_blocks(self.camera_map(joined_ByxC.permute(0, 3, 1, 2)))
         return camera_BCyx if len(depth_MDhw) else camera_BCyx + unused(self.pictures)
 
     def _check(self, batch: Batch) -> None:

@@ -52,6 +52,8 @@ class FlashOcc(LiftedFrames):
     """Pictures are lifted into a bird's-eye view, encoded there in 2D, and every cell's channels become a column."""
 
     config: FlashOccConfig
+    compiled_parts = ("img_backbone", "img_neck", "img_bev_encoder_backbone", "img_bev_encoder_neck", "occ_head")
+    """Not the view transform, whose points depend on the calibration."""
 
     def __init__(self, config: FlashOccConfig) -> None:
         super().__init__(config, config.bev_grid)

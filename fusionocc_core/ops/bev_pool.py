@@ -6,6 +6,7 @@ grid (sorted by voxel), V = B * Z * Y * X voxels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,8 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fusionocc_core.ops.sparse_volume import Shape3
+from fusionocc_core.ops.triton_device import unavailable
 
-BACKENDS = ("auto", "embedding_bag", "index_add")
+BACKENDS = ("auto", "embedding_bag", "index_add", "triton")
 
 
 CHUNK_POINTS = 16_384
@@ -132,14 +134,15 @@ def bev_pool(depth_BNDhw: Tensor, feat_BNChw: Tensor, plan: BevPoolPlan, backend
         depth_BNDhw: (B, N, D, h, w) weight of each frustum point.
         feat_BNChw: (B, N, C, h, w) feature of each image position.
         plan: from :func:`plan_bev_pool` for the same B, N, D, h, w.
-        backend: "embedding_bag" (what "auto" takes: fastest, no intermediate the size of the frustum) or "index_add"
-            (the readable form; it exports to ONNX, where embedding_bag becomes a loop).
+        backend: "embedding_bag" (what "auto" takes: fastest, no intermediate the size of the frustum), "index_add"
+            (the readable form; it exports to ONNX, where embedding_bag becomes a loop), or "triton" (kernels for CUDA,
+            see bev_pool_triton.py; not yet run on a GPU, which is why "auto" does not take them).
 
     Returns:
         (B, C, Z, Y, X) in channels_last_3d memory format; differentiable in depth and features.
 
     Raises:
-        ValueError: inputs that do not fit the plan, or an unknown backend.
+        ValueError: inputs that do not fit the plan, an unknown backend, or one that cannot run here.
     """
     b, n, _, h, w = plan.frustum_shape
     if tuple(depth_BNDhw.shape) != plan.frustum_shape:
@@ -149,13 +152,16 @@ def bev_pool(depth_BNDhw: Tensor, feat_BNChw: Tensor, plan: BevPoolPlan, backend
         raise ValueError(f"bev_pool: feat is {tuple(feat_BNChw.shape)}, the plan was made for {(b, n, 'C', h, w)}")
     if backend not in BACKENDS:
         raise ValueError(f"bev_pool: backend={backend!r}; expected one of {BACKENDS}")
+    if backend == "triton" and (problem := unavailable(depth_BNDhw.device.type)):
+        raise ValueError(f"bev_pool: backend='triton': {problem}; take backend='auto'")
 
     dtype = torch.promote_types(depth_BNDhw.dtype, feat_BNChw.dtype)
     sum_dtype = torch.promote_types(dtype, torch.float32)
+    if backend == "triton" and sum_dtype != torch.float32:
+        raise ValueError(f"bev_pool: backend='triton' sums in float32, the inputs are {dtype}; take backend='auto'")
     depth_R = depth_BNDhw.flatten().to(sum_dtype)
     feat_RC = feat_BNChw.permute(0, 1, 3, 4, 2).reshape(-1, channels).to(sum_dtype)
-    pool = _pool_index_add if backend == "index_add" else _pool_embedding_bag
-    return pool(depth_R, feat_RC, plan).to(dtype).view(b, *plan.shape_zyx, channels).permute(0, 4, 1, 2, 3)
+    return _POOLS[backend](depth_R, feat_RC, plan).to(dtype).view(b, *plan.shape_zyx, channels).permute(0, 4, 1, 2, 3)
 
 
 def _pool_index_add(depth_R: Tensor, feat_RC: Tensor, plan: BevPoolPlan) -> Tensor:
@@ -165,40 +171,73 @@ def _pool_index_add(depth_R: Tensor, feat_RC: Tensor, plan: BevPoolPlan) -> Tens
 
 def _pool_embedding_bag(depth_R: Tensor, feat_RC: Tensor, plan: BevPoolPlan) -> Tensor:
     if torch.is_grad_enabled() and (depth_R.requires_grad or feat_RC.requires_grad):
-        volume_VC: Tensor = _Pool.apply(depth_R, feat_RC, plan)
+        volume_VC: Tensor = _Pool.apply(depth_R, feat_RC, plan, _weighted_sums, _depth_gradient)
         return volume_VC
-    return _weighted_sums(plan.feat_rows_P, feat_RC, plan.starts_V1, depth_R[plan.depth_rows_P])
+    return _weighted_sums(depth_R, feat_RC, plan.depth_rows_P, plan.feat_rows_P, plan.starts_V1)
+
+
+def _pool_triton(depth_R: Tensor, feat_RC: Tensor, plan: BevPoolPlan) -> Tensor:
+    from fusionocc_core.ops.bev_pool_triton import depth_gradient, weighted_sums
+
+    volume_VC: Tensor = _Pool.apply(depth_R.contiguous(), feat_RC.contiguous(), plan, weighted_sums, depth_gradient)
+    return volume_VC
+
+
+_POOLS = {
+    "auto": _pool_embedding_bag,
+    "embedding_bag": _pool_embedding_bag,
+    "index_add": _pool_index_add,
+    "triton": _pool_triton,
+}
 
 
 class _Pool(torch.autograd.Function):
-    """Sums by embedding_bag, forward and backward: its own backward pass would sort the points in every call."""
+    """Sums forward and backward: embedding_bag's own backward pass would sort the points in every call."""
 
     @staticmethod
-    def forward(ctx: Any, depth_R: Tensor, feat_RC: Tensor, plan: BevPoolPlan) -> Tensor:
+    def forward(
+        ctx: Any,
+        depth_R: Tensor,
+        feat_RC: Tensor,
+        plan: BevPoolPlan,
+        sums: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
+        depth_gradient: Callable[[Tensor, Tensor, Tensor, BevPoolPlan], Tensor],
+    ) -> Tensor:
         ctx.save_for_backward(depth_R, feat_RC)
-        ctx.plan = plan
-        return _weighted_sums(plan.feat_rows_P, feat_RC, plan.starts_V1, depth_R[plan.depth_rows_P])
+        ctx.plan, ctx.sums, ctx.depth_gradient = plan, sums, depth_gradient
+        return sums(depth_R, feat_RC, plan.depth_rows_P, plan.feat_rows_P, plan.starts_V1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_VC: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_VC: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         depth_R, feat_RC = ctx.saved_tensors
         plan: BevPoolPlan = ctx.plan
         grad_VC, grad_depth_R, grad_feat_RC = grad_VC.contiguous(), None, None
         if ctx.needs_input_grad[0]:
-            grad_depth_R = torch.zeros_like(depth_R)  # where no point of the grid is
-            parts = (rows.split(CHUNK_POINTS) for rows in (plan.depth_rows_P, plan.feat_rows_P, plan.voxels_P))
-            for depth_rows, feat_rows, voxels in zip(*parts, strict=True):
-                products = feat_RC.index_select(0, feat_rows).mul_(grad_VC.index_select(0, voxels))
-                grad_depth_R[depth_rows] = products.sum(dim=1)  # a depth belongs to one point
+            grad_depth_R = ctx.depth_gradient(depth_R, feat_RC, grad_VC, plan)
         if ctx.needs_input_grad[1]:
             points = plan.by_feature
-            weight_P = depth_R[points.depth_rows_P]
-            grad_feat_RC = _weighted_sums(points.voxels_P, grad_VC, points.starts_F1, weight_P)
-        return grad_depth_R, grad_feat_RC, None
+            grad_feat_RC = ctx.sums(depth_R, grad_VC, points.depth_rows_P, points.voxels_P, points.starts_F1)
+        return grad_depth_R, grad_feat_RC, None, None, None
 
 
-def _weighted_sums(rows_P: Tensor, table_RC: Tensor, starts_S1: Tensor, weight_P: Tensor) -> Tensor:
+def _weighted_sums(
+    weight_R: Tensor, table_RC: Tensor, weight_rows_P: Tensor, table_rows_P: Tensor, starts_S1: Tensor
+) -> Tensor:
     return F.embedding_bag(
-        rows_P, table_RC, starts_S1, mode="sum", per_sample_weights=weight_P, include_last_offset=True
+        table_rows_P,
+        table_RC,
+        starts_S1,
+        mode="sum",
+        per_sample_weights=weight_R[weight_rows_P],
+        include_last_offset=True,
     )
+
+
+def _depth_gradient(depth_R: Tensor, feat_RC: Tensor, grad_VC: Tensor, plan: BevPoolPlan) -> Tensor:
+    grad_depth_R = torch.zeros_like(depth_R)  # where no point of the grid is
+    parts = (rows.split(CHUNK_POINTS) for rows in (plan.depth_rows_P, plan.feat_rows_P, plan.voxels_P))
+    for depth_rows, feat_rows, voxels in zip(*parts, strict=True):
+        products = feat_RC.index_select(0, feat_rows).mul_(grad_VC.index_select(0, voxels))
+        grad_depth_R[depth_rows] = products.sum(dim=1)  # a depth belongs to one point
+    return grad_depth_R

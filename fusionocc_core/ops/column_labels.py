@@ -8,6 +8,7 @@ Shape suffixes: V columns, C channels, S scores of a column, Z voxels of a colum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from fusionocc_core.side_by_side import shares, side_by_side
 
+LOG2_E = math.log2(math.e)
 TILE_CPU = 1000
 """Columns at a time: their scores take 1.2 MB."""
 TILE_ELSEWHERE = 65536
@@ -70,9 +72,10 @@ def _by_tiles(
     labels_ZV = torch.empty(size_z, columns, dtype=torch.uint8, device=parts_VC[0].device)
     sure_ZV = torch.empty_like(labels_ZV) if confidence else None
     weights_CH = hidden.weight.t().split([part.shape[1] for part in parts_VC])
-    # Classes first: planes of Z * V numbers are compared at once, instead of K numbers at a time.
-    weight_SH = scores.weight.unflatten(0, (size_z, num_classes)).transpose(0, 1).flatten(0, 1).contiguous()
-    bias_S1 = scores.bias.view(size_z, num_classes).t().reshape(-1, 1)
+    # Classes first: planes of Z * V numbers are compared at once, instead of K numbers at a time. To the base of 2: the
+    # highest score stays the highest, and powers of 2 take a third of the time.
+    weight_SH = (scores.weight * LOG2_E).unflatten(0, (size_z, num_classes)).transpose(0, 1).flatten(0, 1).contiguous()
+    bias_S1 = (scores.bias * LOG2_E).view(size_z, num_classes).t().reshape(-1, 1)
     step = TILE_CPU if labels_ZV.device.type == "cpu" else TILE_ELSEWHERE
     for begin in range(0, columns, step):
         tile = slice(begin, begin + step)
@@ -83,7 +86,7 @@ def _by_tiles(
         highest_ZV = scores_KZV.amax(dim=0)
         labels_ZV[:, tile] = _first_highest(scores_KZV, highest_ZV)
         if sure_ZV is not None:
-            total_ZV = scores_KZV.sub_(highest_ZV).exp_().sum(dim=0)
+            total_ZV = scores_KZV.sub_(highest_ZV).exp2_().sum(dim=0)
             sure_ZV[:, tile] = total_ZV.reciprocal_().mul_(255).round_()
     return labels_ZV, sure_ZV
 

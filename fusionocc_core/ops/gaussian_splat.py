@@ -16,7 +16,7 @@ from fusionocc_core.ops.gaussian_splat_boxes import BOXES, Boxes, SplatGrid, box
 from fusionocc_core.ops.gaussian_splat_lists import TilePlan
 from fusionocc_core.ops.gaussian_splat_reference import splat_pairs
 from fusionocc_core.ops.gaussian_splat_tiles import precision_root, splat_tiles
-from fusionocc_core.ops.gaussian_splat_triton import unavailable
+from fusionocc_core.ops.triton_device import unavailable
 
 BACKENDS = ("auto", "tiles", "triton", "pairs")
 MIXTURES = ("density", "opacity")

@@ -9,8 +9,6 @@ In kernels: V = 64 voxels of a tile, K Gaussians at a time, D columns (padded to
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -22,15 +20,6 @@ if TYPE_CHECKING:
 
 AT_ONCE = 16
 """Gaussians of a list that a program works on at a time; the least that tl.dot takes."""
-
-
-def unavailable(device_type: str) -> str:
-    """Why the kernels cannot run on a device; empty where they can."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: it comes with PyTorch's CUDA builds for Linux, or by `pip install triton`"
-    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"the tensors are on {device_type!r}; expected 'cuda' (or TRITON_INTERPRET=1, to try the kernels slowly)"
-    return ""
 
 
 def add_sums(pairs: Pairs, table: Tensor, weights: Tensor, plan: TilePlan, sums_NVD: Tensor, log_NV: Tensor) -> None:

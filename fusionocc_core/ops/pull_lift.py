@@ -120,8 +120,8 @@ def pull_lift(feature_MChw: Tensor, depth_MDhw: Tensor, plan: PullPlan | PullTab
 def _four_cells(plan: PullPlan, h: int, w: int) -> tuple[Tensor, Tensor]:
     """Index of the cells around each pixel into (M * h * w), and their bilinear weights; zero outside the map."""
     # Columns and rows one by one and joined at the end: operations over rows of four are slow.
-    (left, right), (share_left, share_right) = _two_cells(plan.uv_Q2[:, 0], w)
-    (above, below), (share_above, share_below) = _two_cells(plan.uv_Q2[:, 1], h)
+    (left, right), (share_left, share_right) = two_cells(plan.uv_Q2[:, 0], w)
+    (above, below), (share_above, share_below) = two_cells(plan.uv_Q2[:, 1], h)
     first_Q = plan.camera_Q * (h * w)
     above, below = first_Q + above * w, first_Q + below * w
     cells = [above + left, above + right, below + left, below + right]
@@ -134,7 +134,7 @@ def _four_cells(plan: PullPlan, h: int, w: int) -> tuple[Tensor, Tensor]:
     return torch.stack(cells, dim=1), torch.stack(shares, dim=1)
 
 
-def _two_cells(place_Q: Tensor, count: int) -> tuple[list[Tensor], list[Tensor]]:
+def two_cells(place_Q: Tensor, count: int) -> tuple[list[Tensor], list[Tensor]]:
     """The cells before and behind each place along an axis, and their linear weights; zero outside the map."""
     base_Q = place_Q.floor()
     part_Q, cell_Q = place_Q - base_Q, base_Q.long()

@@ -58,9 +58,26 @@ class Rulebook:
         ]
 
     @cached_property
+    def in_of_out_MK(self) -> Tensor:
+        """(M out, K) int32: which input row meets an output row under each offset (one at most), -1: none."""
+        return _table(self.out_rows, self.in_rows, len(self.out_coords_M4))
+
+    @cached_property
+    def out_of_in_MK(self) -> Tensor:
+        """(M in, K) int32: the same the other way round."""
+        return _table(self.in_rows, self.out_rows, self.num_in)
+
+    @cached_property
     def most_pairs(self) -> int:
         """Of one offset in one block."""
         return max((stop - start for block in self.blocks for _, start, stop in block), default=0)
+
+
+def _table(rows: tuple[Tensor, ...], others: tuple[Tensor, ...], count: int) -> Tensor:
+    table_MK = torch.full((count, len(rows)), -1, dtype=torch.int32, device=rows[0].device)
+    for k, (row_R, other_R) in enumerate(zip(rows, others, strict=True)):
+        table_MK[row_R, k] = other_R.to(torch.int32)
+    return table_MK
 
 
 def submanifold_rulebook(volume: SparseVolume, kernel_size: Shape3) -> Rulebook:

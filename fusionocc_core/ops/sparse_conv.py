@@ -18,9 +18,10 @@ from torch.autograd.function import once_differentiable
 from fusionocc_core.ops.rulebook import Rulebook, strided_rulebook, submanifold_rulebook
 from fusionocc_core.ops.sparse_volume import Shape3, SparseVolume
 from fusionocc_core.ops.spconv_backend import SpconvRulebook, spconv_convolve
+from fusionocc_core.ops.triton_device import unavailable
 from fusionocc_core.side_by_side import shares, side_by_side
 
-BACKENDS = ("auto", "torch", "spconv")
+BACKENDS = ("auto", "torch", "spconv", "triton")
 
 
 def submanifold_conv3d(
@@ -35,14 +36,15 @@ def submanifold_conv3d(
         volume: the active voxels, with I channels.
         weight_OXYZI: (O, kx, ky, kz, I), odd extents.
         rulebook: from :func:`plan_submanifold_conv3d` for the same voxels and kernel; made on the spot if None.
-        backend: "torch", "spconv", or "auto": spconv where the features lie on a CUDA device in float32 or float16 and
-            its wheel is installed, else torch.
+        backend: "torch", "spconv", "triton" (kernels for CUDA, see sparse_conv_triton.py; not yet run on a GPU), or
+            "auto": spconv where the features lie on a CUDA device in float32 or float16 and its wheel is installed,
+            else torch.
 
     Returns:
         The same voxels with O channels; differentiable in features and weight.
 
     Raises:
-        ValueError: weight or rulebook that do not fit the volume, an unknown backend, or spconv asked for but missing.
+        ValueError: weight or rulebook that do not fit the volume, an unknown backend, or one that cannot run here.
     """
     kernel_size = _check_weight(volume, weight_OXYZI)
     if kernel_size == (1, 1, 1):
@@ -52,7 +54,7 @@ def submanifold_conv3d(
     else:
         _check_rulebook(rulebook, volume, kernel_size, backend)
     if isinstance(rulebook, Rulebook):
-        return volume.with_features(_convolve(volume.features_MC, weight_OXYZI, rulebook))
+        return volume.with_features(_convolve(volume.features_MC, weight_OXYZI, rulebook, backend))
     return spconv_convolve(volume, weight_OXYZI, rulebook)
 
 
@@ -62,7 +64,7 @@ def plan_submanifold_conv3d(
     """What submanifold convolutions over the same voxels with the same kernel can share.
 
     Raises:
-        ValueError: an even kernel, an unknown backend, or spconv asked for but missing.
+        ValueError: an even kernel, an unknown backend, or one that cannot run here.
     """
     if _uses_spconv(volume, backend):
         return SpconvRulebook(
@@ -102,7 +104,7 @@ def sparse_conv3d(
         return spconv_convolve(volume, weight_OXYZI, plan)
     rulebook = strided_rulebook(volume, kernel_size, stride, padding)
     return SparseVolume(
-        features_MC=_convolve(volume.features_MC, weight_OXYZI, rulebook),
+        features_MC=_convolve(volume.features_MC, weight_OXYZI, rulebook, backend),
         coords_M4=rulebook.out_coords_M4,
         shape=rulebook.out_shape,
         batch_size=volume.batch_size,
@@ -169,16 +171,16 @@ def _check_rulebook(
             f"submanifold_conv3d: rulebook is for kernel {rulebook.kernel_size} over {rulebook.num_in} voxels, "
             f"the weight has {kernel_size} and the volume {len(volume.features_MC)}; make one for these voxels"
         )
-    made_for = "torch" if isinstance(rulebook, Rulebook) else "spconv"
-    if backend not in ("auto", made_for):
-        raise ValueError(f"submanifold_conv3d: backend={backend!r}, but the rulebook was made for {made_for!r}")
+    fitting = ("torch", "triton") if isinstance(rulebook, Rulebook) else ("spconv",)
+    if backend not in ("auto", *fitting):
+        raise ValueError(f"submanifold_conv3d: backend={backend!r}, but the rulebook was made for {fitting[0]!r}")
 
 
 def _uses_spconv(volume: SparseVolume, backend: str) -> bool:
     if backend not in BACKENDS:
         raise ValueError(f"sparse convolution: backend={backend!r}; expected one of {BACKENDS}")
     features_MC = volume.features_MC
-    if backend == "torch" or len(features_MC) == 0:  # spconv refuses a volume without voxels
+    if backend in ("torch", "triton") or len(features_MC) == 0:  # spconv refuses a volume without voxels
         return False
     fits = features_MC.is_cuda and features_MC.dtype in (torch.float32, torch.float16)
     return backend == "spconv" or (fits and find_spec("spconv") is not None)
@@ -189,11 +191,26 @@ def _pointwise(features_MI: Tensor, weight_OXYZI: Tensor) -> Tensor:
         return features_MI @ weight_OXYZI.flatten(0, 3).T.to(features_MI.dtype)
 
 
-def _convolve(features_MI: Tensor, weight_OXYZI: Tensor, rulebook: Rulebook) -> Tensor:
+def _convolve(features_MI: Tensor, weight_OXYZI: Tensor, rulebook: Rulebook, backend: str) -> Tensor:
     with torch.autocast(features_MI.device.type, enabled=False):
         weight_KIO = weight_OXYZI.flatten(1, 3).permute(1, 2, 0).to(features_MI.dtype)
+        if backend == "triton":
+            _check_triton(features_MI)
+            from fusionocc_core.ops.sparse_conv_triton import convolve_triton
+
+            return convolve_triton(features_MI, weight_KIO, rulebook)
         out_MO: Tensor = _Convolution.apply(features_MI, weight_KIO.contiguous(), rulebook)
         return out_MO
+
+
+def _check_triton(features_MI: Tensor) -> None:
+    if problem := unavailable(features_MI.device.type):
+        raise ValueError(f"sparse convolution: backend='triton': {problem}; take backend='auto'")
+    if features_MI.dtype not in (torch.float32, torch.float16):
+        raise ValueError(
+            f"sparse convolution: backend='triton' takes float32 and float16, not {features_MI.dtype}; take "
+            "backend='auto'"
+        )
 
 
 class _Convolution(torch.autograd.Function):

@@ -179,11 +179,14 @@ def _weights(density_V: Tensor, places: Places, at: _Neighbours, config: RenderC
     """Weights (R, S) and transmittance (R,), by sums of optical thickness -ln(1 - a): exact where a is tiny."""
     around_Q8 = density_V.index_select(0, at.voxel_Q8.flatten()).view(at.voxel_Q8.shape)
     density_Q = (around_Q8 * at.share_Q8).sum(dim=1)
-    density_RS = torch.zeros_like(places.width_RS).index_put((at.ray_Q, at.step_Q), density_Q)
+    nothing = -MOST_EXPONENT if config.opacity == "log_odds" else 0.0
+    density_RS = torch.full_like(places.width_RS, nothing).index_put((at.ray_Q, at.step_Q), density_Q)
     if config.opacity == "official":
         # Not softplus: empty places add up, and what checkpoints have seen is their 1 + 1e-6 rounded to float32.
         thickness_RS = 0.5 * torch.log(1 + torch.exp((density_RS + OFFICIAL_SHIFT).clamp(max=MOST_EXPONENT)))
     else:
+        if config.opacity == "log_odds":
+            density_RS = F.softplus(density_RS) / config.edge
         thickness_RS = density_RS * places.width_RS * config.radius
     alpha_RS = -torch.expm1(-thickness_RS)
     counts_RS = places.kept_RS & (alpha_RS > config.least_alpha)
@@ -252,6 +255,7 @@ def volume_render_reference(
         if config.opacity == "official":
             alpha = 1 - (1 + torch.exp(density + OFFICIAL_SHIFT)) ** -0.5
         else:
+            density = F.softplus(density) / config.edge if config.opacity == "log_odds" else density
             alpha = 1 - torch.exp(-density * width * config.radius)
         left = density.new_ones(())
         weights = []
@@ -281,6 +285,8 @@ def _check(density: Tensor, semantic: Tensor, rays: Rays, config: RenderConfig) 
             f"volume_render: the lowest density is {float(density.detach().amin())}; opacity='metric' wants it not "
             "negative (apply softplus) and no NaN"
         )
+    if config.opacity == "log_odds" and bool(density.detach().amin().isnan()):
+        raise ValueError("volume_render: the log-odds hold NaN")
     if not len(rays):
         return
     if int(rays.sample_R.min()) < 0 or int(rays.sample_R.max()) >= len(density):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 DEPTH_MODES = ("metric", "official")
 ALIGNMENTS = ("voxel_center", "official")
-OPACITIES = ("metric", "official")
+OPACITIES = ("metric", "log_odds", "official")
 WIDTHS = ("metric", "official")
 
 OFFICIAL_SHIFT = math.log(1 / (1 - 1e-6) - 1)
@@ -54,8 +54,11 @@ class RenderConfig:
     """"voxel_center": the box holds whole voxels; places outside are left out. "official": the first and last voxels'
     centres lie on the box's sides, which stretches the volume by half a voxel, and all beyond has density zero."""
     opacity: str = "metric"
-    """"metric": 1 - exp(-density * metres to the next place), density not negative. "official": 1 -
-    exp(-softplus(density - 13.8) / 2), whatever the distance."""
+    """"metric": 1 - exp(-density * metres to the next place), density not negative. "log_odds": the same, with density
+    softplus(x) / edge of a voxel and x the log-odds that the volume then holds: they, not the density, are interpolated
+    between voxels. A surface lies where they change their sign, anywhere between the centres of two voxels; a density
+    that stops rays in a voxel does so half a voxel before its centre already. "official": 1 - exp(-softplus(density -
+    13.8) / 2), whatever the distance."""
     distortion_width: str = "metric"
     """The width of a place in the distortion: "metric": its own. "official": 1 / number of places of the sample."""
     near: float = 0.4
@@ -79,6 +82,11 @@ class RenderConfig:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"RenderConfig.{name}={getattr(self, name)!r}: expected one of {known}")
+        if self.opacity == "log_odds" and self.align != "voxel_center":
+            raise ValueError(
+                f"RenderConfig.align={self.align!r} goes on with zeros outside of the volume, which as log_odds are "
+                "half occupied; expected align='voxel_center' with opacity='log_odds'"
+            )
         if not 0 < self.radius < self.extent:
             raise ValueError(
                 f"RenderConfig: radius={self.radius}, extent={self.extent}; expected 0 < radius < extent: the shell "
@@ -95,6 +103,11 @@ class RenderConfig:
                 f"RenderConfig: step={self.step} voxels, cells_across={self.cells_across}; expected a positive step "
                 "and 20 of them or more across"
             )
+
+    @property
+    def edge(self) -> float:
+        """Of a voxel, metres."""
+        return 2 * self.extent / self.cells_across
 
     @property
     def threshold(self) -> float:
@@ -128,6 +141,8 @@ class Rays:
     """int64 class, or the label set's ``unknown``."""
     sample_R: Tensor
     """int64 index into the batch."""
+    current_R: Tensor
+    """Bool: of the keyframe that the volume belongs to; the others are of its neighbours."""
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
@@ -145,6 +160,10 @@ class Rays:
             tensor = getattr(self, name)
             if tensor.shape != (count,) or tensor.dtype != torch.int64:
                 raise ValueError(f"Rays.{name}: {tensor.dtype} {tuple(tensor.shape)}, expected int64 ({count},)")
+        if self.current_R.shape != (count,) or self.current_R.dtype != torch.bool:
+            raise ValueError(
+                f"Rays.current_R: {self.current_R.dtype} {tuple(self.current_R.shape)}, expected bool ({count},)"
+            )
 
     def __len__(self) -> int:
         """How many rays."""

@@ -61,6 +61,7 @@ def recorded_rays(tensors: dict[str, torch.Tensor]) -> Rays:
         depth_R=raw[:, 2],
         label_R=raw[:, 3].long(),
         sample_R=torch.zeros(len(raw), dtype=torch.int64),
+        current_R=torch.ones(len(raw), dtype=torch.bool),
     )
     aug = torch.eye(4)
     aug[:3, :3] = tensors["in/bda"][0]

@@ -65,7 +65,7 @@ def test_other_rigs(folder):
     [
         ("onnx", "can be run by torch-export; for onnx export with --to onnx"),
         ("torch", "for torch load the weights that it was made from"),
-        ("caffe", "runtime caffe: expected one of auto, torch, onnx"),
+        ("caffe", "runtime caffe: expected one of auto, torch, torch-compile, onnx"),
     ],
 )
 def test_other_runtimes(folder, runtime, words):

@@ -21,12 +21,13 @@ from export_cases import (
 from flashfusion_cases import with_cameras
 from flashocc_cases import little_config as little_flashocc_config
 
-from fusionocc_core.export.artefact import TRTEXEC
+from fusionocc_core.export.artefact import TRTEXEC, read_artefact
 from fusionocc_core.export.flashfusion_graph import HEADROOM
 from fusionocc_core.export.model import load_exported
 from fusionocc_core.export.networks import layout_for
 from fusionocc_core.export.parity import Keyframe, compare, render, write_report
 from fusionocc_core.export.run import Exporter
+from fusionocc_core.export.torch_runtime import module_on
 from fusionocc_core.export.writers import check_plain
 from fusionocc_core.predictor import Predictor, decode, read_labels
 
@@ -117,6 +118,25 @@ def test_one_onnx_graph_in_two_runtimes_and_its_confidence(exported):
         read_labels(load_exported(folder / "torch-export")(batch), confidence=True)
 
 
+def test_a_graph_of_torch_moves_as_a_whole(exported):
+    artefact = read_artefact(exported[1] / "torch-export")
+    elsewhere = torch.device("meta")  # holds no numbers, and refuses to compute with tensors of other devices
+    inputs = [torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype), device=elsewhere) for spec in artefact.inputs]
+    (labels,) = module_on(artefact, elsewhere)(*inputs)
+    assert labels.device == elsewhere
+    assert labels.shape[1:] == artefact.config.grid.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: compiled kernels and graphs")
+def test_on_a_gpu_the_graph_is_recorded_once_and_replayed(exported):
+    network, folder = exported
+    model = load_exported(folder / "torch-export")
+    assert model.runtime.name.endswith("CUDA graph")
+    for batch in little_frames(3):
+        assert agreement(network, model, batch) > 0.999
+
+
 def test_report(exported):
     network, folder = exported
     model = load_exported(folder / "onnx")
@@ -134,7 +154,7 @@ def test_predictor_takes_an_artefact(exported, monkeypatch):
     _, folder = exported
     model = load_exported(folder / "onnx")
     batch = little_frames(1)[0]
-    monkeypatch.setattr("fusionocc_core.predictor.prepare", lambda *_: batch)
+    monkeypatch.setattr("fusionocc_core.predictor.prepare", lambda *_, device: batch)
     frame = type("Frame", (), {"stamp_ns": 5})()
     occupancy = Predictor(model, device="cpu", confidence=True)(frame)
     assert (occupancy.labels == read_labels(model(batch), confidence=False)[0]).all()

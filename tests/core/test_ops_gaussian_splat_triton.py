@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from gaussian_splat_cases import GRID, some
 from test_ops_gaussian_splat import volumes_and_gradients
+from triton_interpreter import interpreted
 
 from fusionocc_core.ops.gaussian_splat import SplatOptions, splat_additive
-from fusionocc_core.ops.gaussian_splat_triton import unavailable
+from fusionocc_core.ops.triton_device import unavailable
 
 
 def compare(device: str) -> None:
@@ -31,21 +29,11 @@ def compare(device: str) -> None:
 
 
 def test_kernels_agree_in_the_interpreter():
-    """In a process of its own: Triton decides when a kernel is made whether it is compiled or interpreted."""
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-c", "import test_ops_gaussian_splat_triton as t; t.compare('cpu')"],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "agree\n", done.stderr
+    interpreted("test_ops_gaussian_splat_triton")
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the compiled kernels of splatting")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: compiled kernels and graphs")
 def test_kernels_agree_on_a_gpu():
     compare("cuda")
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fusionocc_core.losses.rendering import rendering_losses, renderocc_losses
 from fusionocc_core.ops.volume_render import ray_weights, volume_render, volume_render_reference
@@ -29,7 +30,11 @@ SMALL = {
     "cells_across": 16,
 }
 """A world of 8 x 8 x 3 m in voxels of half a metre."""
-CONFIGS = {"metric": RenderConfig(**SMALL), "official": replace(renderocc_rendering(), **SMALL)}
+CONFIGS = {
+    "metric": RenderConfig(**SMALL),
+    "log_odds": RenderConfig(opacity="log_odds", **SMALL),
+    "official": replace(renderocc_rendering(), **SMALL),
+}
 SHAPE_XYZ = (16, 16, 6)
 K = 5
 
@@ -43,6 +48,7 @@ def rays_of(origin, direction, depth=None, sample=None) -> Rays:
         depth_R=origin.new_ones(len(origin)) if depth is None else torch.as_tensor(depth, dtype=origin.dtype),
         label_R=zeros,
         sample_R=zeros if sample is None else sample,
+        current_R=zeros == 0,
     )
 
 
@@ -53,6 +59,8 @@ def example(config: RenderConfig, rays: int = 24, dtype: torch.dtype = torch.flo
     density = density * (torch.rand(density.shape, generator=generator) < 0.3)
     if config.opacity == "official":
         density = density * 12
+    if config.opacity == "log_odds":
+        density = 4 * density - 5
     semantic = torch.randn(2, *SHAPE_XYZ, K, generator=generator, dtype=dtype)
     origin = torch.randn(rays, 3, generator=generator, dtype=dtype)
     origin[::3, :2] *= 5
@@ -94,6 +102,27 @@ def test_gradients_are_those_of_finite_differences(name):
         return out.depth_R, out.semantic_RK, out.transmittance_R, out.distortion_R
 
     assert torch.autograd.gradcheck(render, (density, semantic), fast_mode=True)
+
+
+def test_a_surface_lies_where_log_odds_change_their_sign():
+    """Ground that fills voxels up to the middle of one: a flat ray finds it there, though that voxel is occupied."""
+    config = RenderConfig(opacity="log_odds", **SMALL)
+    edge, ground = config.edge, 2
+    odds = torch.full((1, *SHAPE_XYZ), -40.0, dtype=torch.float64)
+    odds[..., ground], odds[..., :ground] = 0.4, 40.0
+    middle = config.box_lower[2] + (ground + 0.5) * edge
+    rays = rays_of(torch.tensor([[-3.0, 0.1, middle + 0.6]]).double(), torch.tensor([[1.0, 0.0, -0.15]]).double())
+    nothing = torch.zeros(*odds.shape, 1, dtype=torch.float64)
+    by_odds = volume_render(odds, nothing, rays, config)
+    by_density = volume_render(F.softplus(odds) / edge, nothing, rays, replace(config, opacity="metric"))
+    truth = 0.6 / 0.15 * np.hypot(1, 0.15)
+    assert by_odds.transmittance_R < 0.01
+    assert abs(by_odds.depth_R.item() - truth) < 0.5 * edge
+    assert truth - by_density.depth_R.item() > 1.5 * edge, "density reaches half a voxel above the middle"
+    alone = volume_render(torch.full_like(odds, -60.0), nothing, rays, config)
+    assert alone.transmittance_R == 1, "nothing outside of the volume either"
+    with pytest.raises(ValueError, match="NaN"):
+        volume_render(odds * torch.nan, nothing, rays, config)
 
 
 def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_rays():
@@ -192,7 +221,7 @@ def test_what_is_stopped_near_the_measured_depth():
 
 
 def test_places_are_skipped_as_a_plain_loop_says():
-    for config in CONFIGS.values():
+    for config in (CONFIGS["metric"], CONFIGS["official"]):
         rays = example(config)[2]
         free = replace(config, align="official")  # the box is another matter
         places = place_samples(rays, free, torch.float64)
@@ -273,6 +302,7 @@ def test_bad_input_is_named(changes, message):
         {"depth_mode": "s"},
         {"align": "corner"},
         {"opacity": "x"},
+        {"opacity": "log_odds", "align": "official"},
         {"radius": 41.0},
         {"box_lower": (-40.0, -40.0, 6.0)},
         {"step": 0.0},
@@ -295,6 +325,8 @@ def test_rays_refuse_parts_that_do_not_fit_and_frames_that_distort():
             rays.transformed(matrix)
     with pytest.raises(ValueError, match="collate_rays"):
         collate_rays([rays])
+    with pytest.raises(ValueError, match=r"Rays.current_R: torch.int64 .*expected bool"):
+        replace(rays, current_R=rays.sample_R)
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +335,7 @@ def golden(shared):
         data = {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
     raw = data["rays"]
     measured = {"depth_R": raw[:, 2], "label_R": raw[:, 3].long(), "sample_R": torch.zeros(len(raw), dtype=torch.int64)}
+    measured["current_R"] = torch.ones(len(raw), dtype=torch.bool)
     key = Rays(origin_R3=raw[:, 4:7], direction_R3=raw[:, 7:10], **measured)
     aug = torch.eye(4)
     aug[:3, :3] = data["bda"][0]

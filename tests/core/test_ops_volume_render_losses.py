@@ -41,6 +41,7 @@ def example(rays: int = 12, classes: int = 17) -> tuple[RenderedRays, Rays]:
         depth_R=1 + 30 * torch.rand(rays, generator=generator),
         label_R=torch.arange(rays) % classes,
         sample_R=torch.arange(rays) % 2,
+        current_R=torch.ones(rays, dtype=torch.bool),
     )
     return rendered, measured
 

@@ -159,6 +159,7 @@ def test_rendering(batch, count):
         depth_R=torch.ones(count, dtype=torch.float64),
         label_R=zeros,
         sample_R=torch.arange(count) % batch,
+        current_R=torch.ones(count, dtype=torch.bool),
     )
 
     def ours(density, semantic):

@@ -40,6 +40,7 @@ def rays(count: int, samples: int = 1, seed: int = 0, label: int | None = None) 
         depth_R=1 + 6 * torch.rand(count, generator=generator),
         label_R=torch.full((count,), label) if label is not None else torch.arange(count) % 17,
         sample_R=torch.arange(count) % samples,
+        current_R=torch.ones(count, dtype=torch.bool),
     )
 
 
@@ -93,10 +94,13 @@ def test_the_answer_is_that_of_the_two_steps():
 
 def test_densities_of_class_scores_stop_a_ray_as_often_as_a_voxel_is_occupied():
     logits = torch.randn(1, 4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    render = rendering_of(square(little_config()).grid)
+    by_odds = rendering_of(square(little_config()).grid)
+    render = replace(by_odds, opacity="metric")
     for free in (0, 3):
         volume = density_volume(Outputs(logits_BKXYZ=logits), render, free=free)
         occupied = 1 - logits.softmax(dim=1)[:, free]
+        odds = density_volume(Outputs(logits_BKXYZ=logits), by_odds, free=free).density_BXYZ
+        torch.testing.assert_close(odds.sigmoid(), occupied)
         torch.testing.assert_close(1 - torch.exp(-volume.density_BXYZ * 0.5), occupied)
         assert torch.equal(volume.semantic_BXYZK[..., -1], logits[:, 2 if free == 3 else 3])
     with pytest.raises(ValueError, match=r"belongs to networks with Outputs\.density"):

@@ -61,6 +61,18 @@ def test_the_same_frame_gives_the_same_batch(frame: SensorFrame) -> None:
     assert not torch.equal(seeded[0][:100], seeded[2][:100])
 
 
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_the_way_of_other_devices_gives_the_same_batch(frame: SensorFrame, order: str) -> None:
+    numbered = torch.device("cpu", 0)  # taken for another device than "cpu"
+    inputs = replace(INPUTS, thin_rings_up_to=16, channel_order=order, remembered=1)
+    here = prepare(frame, inputs, OCC3D_GRID, bev_aug=BevAug(flip_y=True))
+    there = prepare(frame, inputs, OCC3D_GRID, bev_aug=BevAug(flip_y=True), device=numbered)
+    assert_equal(here, there)
+    assert_equal(here.earlier[0], there.earlier[0])
+    blind = replace(frame, lidar=None, lidar_history=())
+    assert_equal(prepare(blind, INPUTS, OCC3D_GRID), prepare(blind, INPUTS, OCC3D_GRID, device=numbered))
+
+
 @pytest.mark.parametrize("resampling", ["pillow", "opencv"])
 def test_earlier_pictures_follow_newest_first(frames: NuScenesFrames, resampling: str) -> None:
     inputs = replace(INPUTS, resampling=resampling)

@@ -67,6 +67,7 @@ def plain_rays(labels, depth=10.0) -> Rays:
         depth_R=torch.full((count,), depth),
         label_R=torch.as_tensor(labels, dtype=torch.int64),
         sample_R=torch.zeros(count, dtype=torch.int64),
+        current_R=torch.ones(count, dtype=torch.bool),
     )
 
 
@@ -124,6 +125,7 @@ def test_drawn_rays_are_different_ones_of_the_right_kind():
     share = (first.origin_R3[:, 0] >= 1000).float().mean()
     assert 0.15 < share < 0.35, "0.3 / 1.3 and a little more, as there are finitely many"
     assert not (first.label_R == 4).any()
+    assert torch.equal(first.current_R, first.origin_R3[:, 0] < 1000)
     everything = sample_rays(current, neighbours, RayConfig(), torch.Generator())
     assert len(everything) == 820, "all but the cars of another frame"
 
@@ -222,7 +224,7 @@ def test_rays_without_a_class_are_drawn_from_the_current_frame_alone():
 
 
 def test_how_a_grid_is_rendered():
-    assert rendering_of(OCC3D_GRID) == RenderConfig()
+    assert rendering_of(OCC3D_GRID) == RenderConfig(opacity="log_odds")
     half = replace(OCC3D_GRID, lower=(-20.0, -20.0, -1.0), upper=(20.0, 20.0, 5.4))
     assert rendering_of(half).threshold == pytest.approx(2 * RenderConfig().threshold)
     with pytest.raises(ValueError, match="square of square columns"):

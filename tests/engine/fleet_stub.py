@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fusionocc_core.data.nuscenes import NuScenesFrames
+from fusionocc_core.fleet.store import STATE
 from fusionocc_core.fleet.units import DataSet, cut
 from fusionocc_core.fleet.worker import Job, Stopped, Worker
 from fusionocc_core.grids import OCC3D_LABELS, VoxelGrid
@@ -76,5 +77,7 @@ def work(job: Job, number: int, of: int) -> None:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """Every result under a folder, by its path."""
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("[0-9]*.npz"))}
+    """Every published result under a folder, by its path: not the files in the making, which come and go."""
+    published = (folder for folder in out.iterdir() if folder.is_dir() and folder.name != STATE)
+    found = (path for folder in published for path in folder.rglob("[0-9]*.npz"))
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(found)}

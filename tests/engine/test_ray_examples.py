@@ -137,6 +137,12 @@ def test_a_share_of_the_keyframes_is_labelled(frames):
     assert replace(data, labelled_repeats=2).order(4) == [1, 3, 1, 3, 0, 2]
     assert replace(data, unlabelled="leave_out").order(4) == [1, 3]
     assert sum(replace(data, labelled_share=0.1).is_labelled(i) for i in range(510)) == 51
+    in_runs = replace(data, labelled_share=0.1, labelled_run=10)
+    assert [i for i in range(510) if in_runs.is_labelled(i)] == [
+        i for k in range(9, 51, 10) for i in range(10 * k, 10 * k + 10)
+    ]
+    with pytest.raises(ValueError, match="labelled_run=0 are at least 1"):
+        replace(data, labelled_run=0)
     with pytest.raises(ValueError, match="none would be labelled"):
         replace(data, labelled_share=0.1).order(4)
     examples = source(frames, recipe).examples([SampleKey(0, 0), SampleKey(0, 2)])  # keyframes 1 and 0

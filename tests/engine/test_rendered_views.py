@@ -14,6 +14,7 @@ from fusionocc_core.cli import main
 from fusionocc_core.data.render_rays import RayCamera
 from fusionocc_core.engine.rendered_views import (
     DepthErrors,
+    certain_scores,
     depth_errors,
     render_view,
     rendering_for,
@@ -29,6 +30,21 @@ from fusionocc_core.viz.canvas import PAPER
 from fusionocc_core.viz.rendered import class_picture, depth_picture, side_by_side
 
 KEY = transform(np.eye(3), [600.0, 1200.0, 1.0])
+
+
+def test_a_surface_lies_a_quarter_above_the_middle_of_its_voxel():
+    labels = torch.full((1, 200, 200, 16), 17)
+    labels[..., 2] = 11  # from z = -0.2 to 0.2
+    outputs = Outputs(logits_BKXYZ=certain_scores(labels, OCC3D_LABELS))
+    assert (outputs.logits_BKXYZ.argmax(dim=1) == labels).all()
+    late = []
+    for height in np.arange(3.0, 3.2, 0.02):
+        camera = ahead(position=(0.0, 0.0, height), pitch_degrees=90.0, field_of_view=10.0)
+        view = render_view(outputs, uniocc_tiny(), camera, KEY, width=16)
+        assert set(view.labels_HW.ravel()) == {11}
+        late.append(view.distance_HW[4:5, 7:9].mean() - (height - 0.25 * 0.4))
+    assert max(late) - min(late) < 0.25  # a ray ends at the first place in the layer; these are 0.2 m apart
+    assert abs(np.mean(late) - 0.1) < 0.05
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +97,7 @@ def test_errors_are_those_of_points_on_the_grid(street):
 def test_official_densities_are_rendered_as_they_are_meant_but_at_metric_distances():
     official = rendering_for(renderocc_swinb())
     assert (official.opacity, official.align, official.depth_mode) == ("official", "official", "metric")
-    assert rendering_for(uniocc_tiny()).opacity == "metric"
+    assert rendering_for(uniocc_tiny()).opacity == "log_odds"
 
 
 @pytest.mark.parametrize("wrong", [{"field_of_view": 0.0}, {"position": (np.nan, 0.0, 0.0)}, {"yaw_degrees": np.inf}])
@@ -122,6 +138,12 @@ def test_the_command_writes_pictures_and_says_how_far_off_depth_is(tmp_path, cap
     assert "untrained weights" in told
     (file,) = out.glob(f"*_{camera}.png")
     assert np.asarray(Image.open(file)).shape[1] == 3 * 488 + 8
+    blind = []
+    for more in ([], ["--answer"]):
+        assert main([*common, "--out", str(out), "--keyframe", "1", "--no-pictures", *more]) == 0
+        (row,) = [line for line in capsys.readouterr().out.splitlines() if " all " in line]
+        blind.append(row.split("│")[3].strip())
+    assert blind[0] != blind[1] == "100.0%", "a fresh network decides for free space, whatever its density"
     pose = ["--pose", "0", "0", "1.6", "90", "10", "--width", "16"]
     assert main([*common, "--out", str(out), *pose]) == 0
     assert len(list(out.glob("*_pose.png"))) == 1

@@ -122,6 +122,8 @@ def test_what_has_practised_is_evaluated_and_kept_without_measured_depth(tree, t
     own = trainer.model.state_dict()
     assert all(own[name].data_ptr() == tensor.data_ptr() for name, tensor in used.state_dict().items())
     assert as_used(used, taught().model) is used
+    elsewhere = as_used(trainer.model.to("meta"), taught().model)
+    assert {tensor.device.type for tensor in (*elsewhere.parameters(), *elsewhere.buffers())} == {"meta"}
 
 
 def test_a_run_with_a_teacher_goes_on_bit_by_bit(tree, tmp_path):

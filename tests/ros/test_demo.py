@@ -18,11 +18,13 @@ pytest.importorskip("rclpy")
 
 from rich.console import Console
 
+from fusionocc_core import DEFAULT_PRESET
 from fusionocc_core.data.nuscenes import NuScenesFrames
 from fusionocc_core.structures import UNTRAINED
 from fusionocc_ros import commands, demo, processes, requirements
 from fusionocc_ros.collector import Answers, Collector
 from fusionocc_ros.demo import DemoPlan
+from fusionocc_ros.demo_settings import write_parameters
 from fusionocc_ros.domains import DOMAINS
 from fusionocc_ros.processes import Processes, describe, failure
 
@@ -141,7 +143,7 @@ class TestPreparation:
     def test_parameters_fit_the_bag_and_whatever_rig_it_has(self, tmp_path):
         other = write_tree(tmp_path / "d", scenes={"lot": 1}, cameras={"LEFT": 90.0, "RIGHT": -90.0}, lidars=("ROOF",))
         plan = DemoPlan(data=other.root, scene=None, out=tmp_path, model="fusionocc-base", checkpoint=Path("w.pth"))
-        values = yaml.safe_load(demo._write_parameters(plan, NuScenesFrames(other.root)).read_text())["/**"]
+        values = yaml.safe_load(write_parameters(plan, NuScenesFrames(other.root)).read_text())["/**"]
         assert values["ros__parameters"] == {
             "use_sim_time": True,
             "confidence": True,
@@ -161,9 +163,17 @@ class TestPreparation:
 
     def test_a_file_of_ours_alone_says_which_network_it_is(self, tree, tmp_path):
         plan = DemoPlan(data=tree.root, scene=None, out=tmp_path, checkpoint=Path("mine.safetensors"))
-        values = yaml.safe_load(demo._write_parameters(plan, NuScenesFrames(tree.root)).read_text())["/**"]
+        values = yaml.safe_load(write_parameters(plan, NuScenesFrames(tree.root)).read_text())["/**"]
         assert values["ros__parameters"]["preset"] == str(Path("mine.safetensors").resolve())
         assert "checkpoint" not in values["ros__parameters"]
+
+    def test_an_exported_network_is_a_checkpoint_that_needs_no_name(self, tree, tmp_path):
+        (tmp_path / "artefact").mkdir()
+        (tmp_path / "artefact" / "artefact.json").write_text("{}")
+        plan = DemoPlan(data=tree.root, scene=None, out=tmp_path, checkpoint=tmp_path / "artefact")
+        values = yaml.safe_load(write_parameters(plan, NuScenesFrames(tree.root)).read_text())["/**"]
+        assert values["ros__parameters"]["checkpoint"] == str(tmp_path / "artefact")
+        assert values["ros__parameters"]["preset"] == DEFAULT_PRESET
 
     def test_the_street_is_simulated_once(self, tmp_path, monkeypatch):
         from fusionocc_core import simulation
@@ -263,7 +273,7 @@ class TestErrors:
         broken = write_tree(tmp_path / "d", scenes={"lot": 1})
         # Its start and end are those of a JPEG, so it goes into the bag; what is between cannot be decoded.
         broken.file("CAM_BACK").write_bytes(b"\xff\xd8\xff\xda" + bytes(200) + b"\xff\xd9")
-        command = ["demo", "--data", str(broken.root), "--out", str(tmp_path / "out")]
+        command = ["demo", "--data", str(broken.root), "--out", str(tmp_path / "out"), "--runtime", "torch"]
         began = time.monotonic()
         assert commands.main(command) == 2
         assert time.monotonic() - began < 0.2 * demo.ANSWER_TIMEOUT_S
@@ -309,6 +319,7 @@ def test_the_demo_answers_every_keyframe(tree, tmp_path, capsys):
     assert args.run(args) == 0
     assert not [pid for pid in set(children(os.getpid())) - before if alive(pid)]
     output = capsys.readouterr().out
+    assert "flashfusion-mini exported to OpenVINO, " in output
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in output.splitlines() if "│" in line}
     assert rows["frames in"] == rows["frames out"] == "2"
     assert "simulated streets" in rows["weights"]
@@ -325,3 +336,4 @@ def test_the_demo_answers_every_keyframe(tree, tmp_path, capsys):
         assert Path(f"{stem}.png").stat().st_size > 10_000
     log = (tmp_path / "out" / "logs" / "node.log").read_text()
     assert "frame dropped" not in log, log
+    assert "on OpenVINO" in log

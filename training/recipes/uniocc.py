@@ -32,6 +32,10 @@ SIMULATED_SAMPLES = 1020
 """Samples of a run in the forms for a CPU: two passes over 510 keyframes."""
 SIMULATED_KEYFRAMES = 510
 """Keyframes of sim_train in the data set that the commands make."""
+EVERY_RAY = 200_000
+"""More than a simulated keyframe and its neighbours have."""
+LEAST_CROSSINGS = 6
+"""From so many pulses on, the masks of the simulation call a voxel observed to be free."""
 TENTH = 0.1
 
 
@@ -143,7 +147,7 @@ def uniocc_labels10_teacher() -> Recipe:
 def uniocc_both_simulated_cpu() -> Recipe:
     r"""The small network on simulated streets, labels of voxels and rays: 1,020 samples on a CPU.
 
-    Paper: none. Expected: docs/uniocc.md.
+    Paper: none. Expected: docs/uniocc.md, which also says why nothing is rendered.
 
         fusionocc simulate --out data/sim --scenes 64 --keyframes 10 --seed 100 --image-size 800x450
         python training/train.py uniocc_both_simulated_cpu --data data/sim --out out/uniocc_both
@@ -158,7 +162,7 @@ def uniocc_both_simulated_cpu() -> Recipe:
             val_keyframes=26,
             label_mask="camera",
             augmentation=AugmentationConfig(turn_degrees=(0.0, 0.0)),
-            rays=RayConfig(neighbours=(-2, -1, 1, 2)),
+            rays=RayConfig(count=EVERY_RAY, neighbours=(-4, -3, -2, -1, 1, 2, 3, 4)),
         ),
         loss=LossConfig(
             cross_entropy=0.0,
@@ -168,12 +172,12 @@ def uniocc_both_simulated_cpu() -> Recipe:
             depth=0.05,
             class_weights=balancing_weights(OCC3D_VOXEL_COUNTS),
             rendering=RenderingLossConfig(
-                rendered_depth=0.1,
-                rendered_semantic=0.1,
-                entropy=0.001,
-                distortion=0.001,
+                rendered_depth=0.0,
+                rendered_semantic=0.0,
+                entropy=0.0,
+                distortion=0.0,
                 ray_voxels=1.0,
-                most_rays=8000,
+                least_crossings=LEAST_CROSSINGS,
                 class_weights=balancing_weights(NUSCENES_RAY_COUNTS),
                 render=rendering_of(model.grid, step=1.0),
                 chunk_rays=8000,
