@@ -49,14 +49,14 @@ def motion(policy: str) -> tuple[EgoMotion, TfStore, TfStore]:
 
 
 def test_auto_prefers_tf_over_odometry_over_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusionocc_ros.ego_motion.GRACE_S", 0.05)
+    monkeypatch.setattr("fusionocc_ros.ego_motion.GRACE_S", 0.5)
     made, transforms, odometry = motion("auto")
     began = time.monotonic()
     assert made.source() is Source.NONE
-    assert time.monotonic() - began >= 0.05
+    assert time.monotonic() - began >= 0.5
     began = time.monotonic()
     assert made.source() is Source.NONE
-    assert time.monotonic() - began < 0.04
+    assert time.monotonic() - began < 0.45
     np.testing.assert_array_equal(made.base2fixed(Source.NONE, S), np.eye(4))
     odometry.add("odom", "base_link", S, pose(1))
     made.odometry_frames("base_link", "odom")

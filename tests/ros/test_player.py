@@ -157,7 +157,7 @@ class TestPlaying:
     def test_the_rate_sets_the_pace(self, bag, domain, rate):
         report = play(bag.path, PlayOptions(rate=rate, subscriber_timeout_s=0.0), domain_id=domain)
         length = bag.duration_s / rate
-        assert length - 0.01 < report.wall_s < length + 0.5
+        assert length - 0.01 < report.wall_s < length + 0.8
 
     def test_loops_until_it_is_stopped(self, bag, domain):
         class Enough(Exception):
@@ -257,9 +257,9 @@ class TestPlaying:
 
 class TestWaiting:
     def test_a_slow_node_gets_every_keyframe_and_its_pictures_first(self, bag, domain):
-        with Answering(domain, delay=0.25) as node:
+        with Answering(domain, delay=0.4) as node:
             report = play(bag.path, PlayOptions(rate=3.0, wait_for=ANSWERS), domain_id=domain)
-            time.sleep(0.4)
+            time.sleep(0.5)
         keyframes = set(bag.keyframe_stamps_ns)
         assert report.awaited == report.answered == 3
         sweeps = [stamp for kind, stamp in node.sequence if kind == "sweep"]
