@@ -301,7 +301,7 @@ class TestWaiting:
             Listener(domain, {LIDAR: PointCloud2}),
             pytest.raises(TimeoutError, match=rf"nobody publishes {ANSWERS}"),
         ):
-            play(bag.path, PlayOptions(wait_for=ANSWERS, subscriber_timeout_s=2.0), domain_id=domain)
+            play(bag.path, PlayOptions(wait_for=ANSWERS, subscriber_timeout_s=4.0), domain_id=domain)
 
     def test_topics_that_cannot_be_waited_after(self, bag, domain):
         with pytest.raises(ValueError, match=r"wait_after=\['/nothing'\]"):
@@ -366,7 +366,7 @@ def test_command_line(bag, domain):
     environment = {**os.environ, "ROS_DOMAIN_ID": str(domain), "COLUMNS": "120"}
     command = [sys.executable, "-m", "fusionocc_ros.commands", "bag", "play", str(bag.path), "--rate", "3", "--clock"]
     with Listener(domain, {LIDAR: PointCloud2, "/clock": Clock}) as listener:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr
         heard = listener.wait(LIDAR, bag.messages[LIDAR])
         assert listener.on("/clock")
