@@ -64,7 +64,10 @@ def deformable_conv_cases(given: Setting) -> Iterator[Case]:
     def run(backend: str) -> Callable[[], Tensor]:
         return lambda: deformable_conv2d(picture, offset, mask, weight, backend=backend)
 
-    candidates = [Candidate(label="ours", kind="ours", run=run("torch"))]
+    candidates = [
+        Candidate(label="ours", kind="ours", run=run("auto")),
+        Candidate(label="grid_sample", kind="alternative", run=run("torch")),
+    ]
     if torchvision_operator_works():
         candidates.append(Candidate(label="torchvision", kind="alternative", run=run("torchvision")))
     places = mask.numel()

@@ -1,7 +1,8 @@
 """Modulated deformable convolution: every tap of a kernel looks where it is told, with a weight of its own.
 
 Zhu et al., "Deformable ConvNets v2" (CVPR 2019). Shape suffixes: B pictures, C O channels in and out, T = kh * kw taps
-of the kernel (row by row), H W input, h w output, 2 = (dy, dx).
+of the kernel (row by row), H W input, h w output, 2 = (dy, dx), q the 4 pixels around a place, V pixels of a picture,
+S = h * w * T, J = T * C.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ("auto", "torch", "torchvision")
+BACKENDS = ("auto", "torch", "rows", "torchvision")
 
 
 def deformable_conv2d(
@@ -38,11 +39,12 @@ def deformable_conv2d(
         weight_OCkk: the kernel.
         stride: pixels of the input a pixel of the output.
         padding: zeros around the picture.
-        backend: "torch" (what "auto" takes: torchvision's compiled operator is not on every platform, and its CPU
-            kernel has one thread) or "torchvision".
+        backend: "torch", the plain form. "rows": a pixel's channels are a row, and the rows around a tap are weighted
+            and added in one step; "auto" takes it on a CPU where no gradients are wanted and "torch" elsewhere.
+            "torchvision": its compiled operator, which is not on every platform and has one thread on a CPU.
 
     Returns:
-        (B, O, h, w) with h = floor((H + 2 * padding - kh) / stride) + 1.
+        (B, O, h, w) with h = floor((H + 2 * padding - kh) / stride) + 1. Of "rows" with its channels last in memory.
 
     Raises:
         ValueError: shapes that do not fit, an unknown backend, or torchvision's operator asked for where it is missing.
@@ -50,25 +52,69 @@ def deformable_conv2d(
     _check(input_BCHW, offset_BThw2, mask_BThw, weight_OCkk, stride, padding, backend)
     if backend == "torchvision":
         return _by_torchvision(input_BCHW, offset_BThw2, mask_BThw, weight_OCkk, stride, padding)
+    if backend == "rows" or (backend == "auto" and _rows_pay(input_BCHW, offset_BThw2, mask_BThw, weight_OCkk)):
+        return _by_rows(input_BCHW, offset_BThw2, mask_BThw, weight_OCkk, stride, padding)
     samples_BCThw = _sample(input_BCHW, offset_BThw2, weight_OCkk.shape[2:], stride, padding)
     modulated_BJV = (samples_BCThw * mask_BThw.to(samples_BCThw.dtype).unsqueeze(1)).flatten(3).flatten(1, 2)
     out_BOV = weight_OCkk.flatten(1) @ modulated_BJV
     return out_BOV.unflatten(2, offset_BThw2.shape[2:4])
 
 
-def _sample(input_BCHW: Tensor, offset_BThw2: Tensor, kernel: torch.Size, stride: int, padding: int) -> Tensor:
-    """The input under each moved tap, (B, C, T, h, w)."""
-    batch, taps, height, width = offset_BThw2.shape[:4]
+def _places(offset_BThw2: Tensor, dtype: torch.dtype, kernel: torch.Size, stride: int, padding: int) -> Tensor:
+    """Where each moved tap looks, (B, T, h, w, 2): row and column of the input."""
+    _, taps, height, width = offset_BThw2.shape[:4]
     # Half precision has no digits for places: 1/8 pixel at column 200 of a map.
-    dtype = torch.promote_types(input_BCHW.dtype, torch.float32)
-    offset_BThw2 = offset_BThw2.to(dtype)
+    offset_BThw2 = offset_BThw2.to(torch.promote_types(dtype, torch.float32))
     row_h = torch.arange(height).to(offset_BThw2) * stride - padding
     column_w = torch.arange(width).to(offset_BThw2) * stride - padding
     tap_T2 = torch.cartesian_prod(torch.arange(kernel[0]), torch.arange(kernel[1])).view(taps, 2).to(offset_BThw2)
     still_hw2 = torch.stack(torch.meshgrid(row_h, column_w, indexing="ij"), dim=-1)
-    place_BThw2 = offset_BThw2 + tap_T2[:, None, None] + still_hw2
+    return offset_BThw2 + tap_T2[:, None, None] + still_hw2
+
+
+def _rows_pay(*tensors: Tensor) -> bool:
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    # Tables of rows become a loop where a graph is recorded, and half precision has no digits for their weights.
+    plain = all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
+    return plain and not wanted and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def _by_rows(
+    input_BCHW: Tensor, offset_BThw2: Tensor, mask_BThw: Tensor, weight_OCkk: Tensor, stride: int, padding: int
+) -> Tensor:
+    size, (taps, h, w) = input_BCHW.shape[2:], mask_BThw.shape[1:]
+    place_BThw2 = _places(offset_BThw2, input_BCHW.dtype, weight_OCkk.shape[2:], stride, padding)
+    place_BhwT2 = place_BThw2.permute(0, 2, 3, 1, 4)
+    # Of the pixels around a place: (B, h, w, T, 2) of axis (dy, dx), before the place and after it.
+    before = place_BhwT2.floor()
+    shares, pixels = [], []
+    for axis in range(2):
+        pixel = torch.stack((before[..., axis], before[..., axis] + 1), dim=-1)
+        share = 1 - (place_BhwT2[..., axis, None] - pixel).abs()
+        shares.append(share * ((pixel >= 0) & (pixel < size[axis])))
+        pixels.append(pixel.nan_to_num().clamp(0, size[axis] - 1).long())  # what is NaN stays so by its share
+    row_BhwTq = (pixels[0][..., :, None] * size[1] + pixels[1][..., None, :]).flatten(-2)
+    counts_BhwTq = (shares[0][..., :, None] * shares[1][..., None, :]).flatten(-2)
+    counts_BhwTq = (counts_BhwTq * mask_BThw.permute(0, 2, 3, 1)[..., None]).to(input_BCHW.dtype)
+    weight_JO = weight_OCkk.permute(2, 3, 1, 0).flatten(0, 2)
+    out_BVO = []
+    # A picture at a time: what its taps see is the largest table by far, and fits a cache better.
+    for picture_CHW, row_hwTq, counts_hwTq in zip(input_BCHW, row_BhwTq, counts_BhwTq, strict=True):
+        pixels_VC = picture_CHW.permute(1, 2, 0).flatten(0, 1)
+        seen_SC = F.embedding_bag(
+            row_hwTq.reshape(-1, 4), pixels_VC, mode="sum", per_sample_weights=counts_hwTq.reshape(-1, 4)
+        )
+        out_BVO.append(seen_SC.view(h * w, taps * len(picture_CHW)) @ weight_JO)
+    return torch.stack(out_BVO).unflatten(1, (h, w)).permute(0, 3, 1, 2)
+
+
+def _sample(input_BCHW: Tensor, offset_BThw2: Tensor, kernel: torch.Size, stride: int, padding: int) -> Tensor:
+    """The input under each moved tap, (B, C, T, h, w)."""
+    batch, taps, height, width = offset_BThw2.shape[:4]
+    dtype = torch.promote_types(input_BCHW.dtype, torch.float32)
+    place_BThw2 = _places(offset_BThw2, dtype, kernel, stride, padding)
     # Pixel centres to grid_sample's -1..1, which reach from edge to edge of the picture.
-    grid_BThw2 = ((2 * place_BThw2 + 1) / offset_BThw2.new_tensor(input_BCHW.shape[2:]) - 1).flip(-1)
+    grid_BThw2 = ((2 * place_BThw2 + 1) / place_BThw2.new_tensor(input_BCHW.shape[2:]) - 1).flip(-1)
     samples = F.grid_sample(input_BCHW.to(dtype), grid_BThw2.flatten(1, 2), padding_mode="zeros", align_corners=False)
     return samples.to(input_BCHW.dtype).view(batch, -1, taps, height, width)
 

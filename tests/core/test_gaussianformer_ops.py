@@ -37,7 +37,8 @@ def drawn_convolution(dtype, *, height=5, width=7, stride=2):
     return [tensor.requires_grad_() for tensor in tensors]
 
 
-def test_deformable_convolution_tap_by_tap():
+@pytest.mark.parametrize("backend", ["torch", "rows"])
+def test_deformable_convolution_tap_by_tap(backend):
     """Written out, with offsets of whole pixels, some of which lead out of the picture."""
     x, offset, mask, weight = (tensor.detach() for tensor in drawn_convolution(torch.float32))
     offset = offset.round()
@@ -47,14 +48,56 @@ def test_deformable_convolution_tap_by_tap():
         column = int(2 * j - 1 + t % 3 + offset[b, t, i, j, 1])
         if 0 <= row < 5 and 0 <= column < 7:
             expected[b, :, i, j] += mask[b, t, i, j] * weight[:, :, t // 3, t % 3] @ x[b, :, row, column]
-    ours = deformable_conv2d(x, offset, mask, weight, stride=2)
+    ours = deformable_conv2d(x, offset, mask, weight, stride=2, backend=backend)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-    still = deformable_conv2d(x, torch.zeros_like(offset), torch.ones_like(mask), weight, stride=2)
+    still = deformable_conv2d(x, torch.zeros_like(offset), torch.ones_like(mask), weight, stride=2, backend=backend)
     torch.testing.assert_close(still, F.conv2d(x, weight, stride=2, padding=1), rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_of_the_deformable_convolution():
-    assert torch.autograd.gradcheck(lambda *t: deformable_conv2d(*t, stride=2), drawn_convolution(torch.float64))
+@pytest.mark.parametrize("backend", ["torch", "rows"])
+def test_gradients_of_the_deformable_convolution(backend):
+    tensors = drawn_convolution(torch.float64)
+    assert torch.autograd.gradcheck(lambda *t: deformable_conv2d(*t, stride=2, backend=backend), tensors)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [((5, 7), torch.float32), ((1, 1), torch.float32), ((8, 6), torch.float64)])
+def test_rows_of_the_deformable_convolution_agree_forward_and_backward(size, dtype):
+    """Places up to three pixels outside of the picture among them."""
+    draw = torch.Generator().manual_seed(4)
+    taps = (2, 9, *size)
+    shapes = ((2, 3, *size), (*taps, 2), taps, (4, 3, 3, 3))
+    tensors = [torch.randn(shape, generator=draw, dtype=dtype) for shape in shapes]
+    tensors[1] = 3 * tensors[1]
+    for tensor in tensors:
+        tensor.requires_grad_()
+    plain, rows = (deformable_conv2d(*tensors, backend=backend) for backend in ("torch", "rows"))
+    tolerance = 1e-5 if dtype is torch.float32 else 1e-12
+    torch.testing.assert_close(rows, plain, rtol=tolerance, atol=tolerance)
+    upstream = torch.randn(plain.shape, generator=draw, dtype=dtype)
+    for ours, reference in zip(*(torch.autograd.grad(out, tensors, upstream) for out in (rows, plain)), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+def test_the_deformable_convolution_takes_rows_where_no_gradients_are_wanted():
+    tensors = drawn_convolution(torch.float32)
+    ways = {backend: deformable_conv2d(*tensors, stride=2, backend=backend) for backend in ("torch", "rows")}
+    assert not torch.equal(ways["torch"], ways["rows"])  # sums in another order
+    assert torch.equal(deformable_conv2d(*tensors, stride=2), ways["torch"])
+    with torch.inference_mode():
+        assert torch.equal(deformable_conv2d(*tensors, stride=2), ways["rows"])
+        halves = [tensor.bfloat16() for tensor in tensors]
+        plain = deformable_conv2d(*halves, stride=2, backend="torch")
+        assert torch.equal(deformable_conv2d(*halves, stride=2), plain)
+
+
+@pytest.mark.parametrize("backend", ["torch", "rows"])
+def test_the_deformable_convolution_of_what_is_not_finite_is_not_finite(backend):
+    x, offset, mask, weight = (tensor.detach() for tensor in drawn_convolution(torch.float32))
+    offset[0, 4, 1, 2] = torch.nan
+    out = deformable_conv2d(x, offset, mask, weight, stride=2, backend=backend)
+    wrong = torch.zeros_like(out, dtype=torch.bool)
+    wrong[0, :, 1, 2] = True
+    assert torch.equal(out.isfinite(), ~wrong)
 
 
 def test_torchvisions_deformable_convolution_agrees_or_is_refused():
