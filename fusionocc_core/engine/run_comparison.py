@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fusionocc_core.engine.baseline_scores import NoBaselinesError, score_baselines
 from fusionocc_core.engine.distributed import World
-from fusionocc_core.engine.evaluation import LabelledFrames, summary
+from fusionocc_core.engine.evaluation import LabelledFrames, spread, summary
 from fusionocc_core.engine.recipe import METRICS, Recipe
 from fusionocc_core.engine.recorder import Recorder
 from fusionocc_core.engine.session import open_frames
@@ -19,8 +19,15 @@ from fusionocc_core.engine.session import open_frames
 def tell_baselines(recipe: Recipe, recorder: Recorder, *, data: Path, version: str | None, world: World) -> None:
     """Fit and score the baselines once a run, print them beside its last evaluation, and write baselines.json.
 
-    Every process must call it. Where the baselines cannot be fitted, one line says why.
+    They answer for the keyframes that the run evaluates (DataConfig.val_keyframes). Every process must call it. Where
+    the baselines cannot be fitted, or nothing is evaluated, one line says why.
     """
+    limit = recipe.data.val_keyframes
+    if limit == 0:
+        recorder.say(
+            "no baselines: data.val_keyframes=0, so that nothing is evaluated which they could be held against"
+        )
+        return
     inputs, split = recipe.model.inputs, recipe.data.val_split
     frames = open_frames(data, inputs, split=split, version=version)
     labelled = LabelledFrames(
@@ -33,6 +40,7 @@ def tell_baselines(recipe: Recipe, recorder: Recorder, *, data: Path, version: s
             split=recipe.data.train_split,
             world=world,
             cache=recorder.out,
+            limit=limit,
             workers=recipe.train.workers,
         )
     except NoBaselinesError as error:
@@ -45,7 +53,8 @@ def tell_baselines(recipe: Recipe, recorder: Recorder, *, data: Path, version: s
     recorder.folder.write_json("baselines.json", {"split": split, "trained_on": scores.trained_on, **rows})
     if evaluations:
         rows = {f"{recipe.preset} at step {evaluations[-1]['step']}": evaluations[-1], **rows}
-    recorder.console.print(comparison(rows, f"{frames.version} {split}, {len(frames)} keyframes"))
+    keyframes = len(spread(len(labelled), limit))
+    recorder.console.print(comparison(rows, f"{frames.version} {split}, {keyframes} keyframes"))
 
 
 def comparison(rows: Mapping[str, Mapping[str, float]], setting: str) -> Table:

@@ -119,6 +119,18 @@ def test_a_run_ends_with_its_baselines(run_folder):
     assert content["geometry"].keys() == content["position"].keys()
 
 
+def test_baselines_answer_for_the_keyframes_that_the_run_evaluates(tree, run_folder, tmp_path, capsys):
+    command = [f"{RECIPES}:small", "--data", str(tree.root), "--device", "cpu", "--set", "train.epochs=0.5"]
+    assert train_script.main([*command, "--out", str(tmp_path / "one"), "--set", "data.val_keyframes=1"]) == 0
+    assert "v1.0-mini mini_val, 1 keyframes" in capsys.readouterr().out
+    scores = [json.loads((folder / "baselines.json").read_text()) for folder in (tmp_path / "one", run_folder)]
+    assert scores[0]["trained_on"] == scores[1]["trained_on"]
+    assert scores[0]["geometry"] != scores[1]["geometry"]
+    assert train_script.main([*command, "--out", str(tmp_path / "none"), "--set", "data.val_keyframes=0"]) == 0
+    assert "no baselines: data.val_keyframes=0" in capsys.readouterr().out
+    assert not (tmp_path / "none" / "baselines.json").exists()
+
+
 def test_expectations_decide_the_exit_code(tree, run_folder, tmp_path, capsys):
     common = [str(run_folder), "--data", str(tree.root), "--split", "mini_val", "--no-rays", "--workers", "0"]
     out = tmp_path / "scores"
