@@ -79,6 +79,9 @@ class RenderingLossConfig:
     """Of the cross-entropy, one for each class but free space; see balancing_weights."""
     render: RenderConfig = field(default_factory=RenderConfig)
     """How the volume is rendered; data.render_rays.rendering_of has one for any grid."""
+    current_only: bool = False
+    """Render rays of the current keyframe alone: those of its neighbours look behind things, where these pictures show
+    nothing. ``ray_voxels`` takes all."""
     most_rays: int | None = None
     """Rays of a batch that are rendered, drawn anew each time; None: all. ``ray_voxels`` takes all of them."""
     chunk_rays: int = CHUNK_RAYS
@@ -210,7 +213,7 @@ def rendered_terms(
     with torch.autocast(outputs.logits_BKXYZ.device.type, enabled=False):
         volume = density_volume(outputs, config.render, free=free)
         if any(getattr(config, name) for name in RENDERED_TERMS):
-            drawn = _drawn(rays, config.most_rays)
+            drawn = _drawn(rays.select(rays.current_R) if config.current_only else rays, config.most_rays)
             rendered = volume_render(
                 volume.density_BXYZ, volume.semantic_BXYZK, drawn, config.render, chunk_rays=config.chunk_rays
             )

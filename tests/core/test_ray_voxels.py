@@ -223,6 +223,15 @@ def test_some_rays_are_rendered_and_all_say_what_is_free():
     assert terms[None] == terms[300]
     assert 0 < terms[40]["rendered_depth"][0] <= 40 < terms[None]["rendered_depth"][0]
     assert terms[40]["ray_voxels"] == terms[None]["ray_voxels"]
+    rays = replace(rays, current_R=torch.arange(300) % 3 == 0)
+    values = []
+    for seen_by, only in ((rays, True), (rays.select(rays.current_R), False)):
+        rendering = RenderingLossConfig(ray_voxels=1.0, render=RENDER, current_only=only)
+        loss = LossConfig(cross_entropy=0.0, rendering=rendering)
+        parts = compute_losses(Outputs(logits_BKXYZ=logits), replace(known, rays=seen_by), loss, OCC3D_LABELS).parts
+        values.append({part.name: (part.labelled, part.value.item()) for part in parts})
+    assert values[0]["rendered_depth"] == values[1]["rendered_depth"]
+    assert values[0]["ray_voxels"] != values[1]["ray_voxels"]  # those of all rays
     for wrong in ({"most_rays": 0}, {"least_crossings": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             RenderingLossConfig(**wrong)
