@@ -53,10 +53,10 @@ def aggregate_cases(given: Setting) -> Iterator[Case]:
 
 
 def deformable_conv_cases(given: Setting) -> Iterator[Case]:
-    """A convolution of 64 channels whose taps are moved."""
+    """A convolution of 256 channels whose taps are moved, as the backbone of GaussianFormer has."""
     rows, columns = given.size.frustum[2:]
-    channels, taps = 64, 9
-    picture = torch.randn(6, channels, rows, columns, device=given.device)
+    channels, taps = 256, 9
+    picture = torch.randn(6, channels, rows, columns, device=given.device).contiguous(memory_format=torch.channels_last)
     offset = torch.randn(6, taps, rows, columns, 2, device=given.device)
     mask = torch.rand(6, taps, rows, columns, device=given.device)
     weight = torch.randn(channels, channels, 3, 3, device=given.device) * 0.05

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BACKENDS = ("auto", "torch", "rows", "torchvision")
+ROWS_PAY_FROM = 256
+"""Channels; with fewer the tables of rows cost more than they save."""
 
 
 def deformable_conv2d(
@@ -40,8 +42,9 @@ def deformable_conv2d(
         stride: pixels of the input a pixel of the output.
         padding: zeros around the picture.
         backend: "torch", the plain form. "rows": a pixel's channels are a row, and the rows around a tap are weighted
-            and added in one step; "auto" takes it on a CPU where no gradients are wanted and "torch" elsewhere.
-            "torchvision": its compiled operator, which is not on every platform and has one thread on a CPU.
+            and added in one step; "auto" takes it on a CPU for wide inputs with their channels last in memory where no
+            gradients are wanted, and "torch" elsewhere. "torchvision": its compiled operator, which is not on every
+            platform and has one thread on a CPU.
 
     Returns:
         (B, O, h, w) with h = floor((H + 2 * padding - kh) / stride) + 1. Of "rows" with its channels last in memory.
@@ -72,11 +75,14 @@ def _places(offset_BThw2: Tensor, dtype: torch.dtype, kernel: torch.Size, stride
     return offset_BThw2 + tap_T2[:, None, None] + still_hw2
 
 
-def _rows_pay(*tensors: Tensor) -> bool:
+def _rows_pay(input_BCHW: Tensor, *others: Tensor) -> bool:
+    tensors = (input_BCHW, *others)
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     # Tables of rows become a loop where a graph is recorded, and half precision has no digits for their weights.
     plain = all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
-    return plain and not wanted and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    wide = input_BCHW.shape[1] >= ROWS_PAY_FROM and input_BCHW.is_contiguous(memory_format=torch.channels_last)
+    return plain and wide and not wanted and not recorded
 
 
 def _by_rows(

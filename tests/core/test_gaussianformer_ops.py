@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from fusionocc_core.ops.deformable_aggregate import deformable_aggregate
-from fusionocc_core.ops.deformable_conv import deformable_conv2d, torchvision_operator_works
+from fusionocc_core.ops.deformable_conv import ROWS_PAY_FROM, deformable_conv2d, torchvision_operator_works
 from fusionocc_core.ops.pixel_rays import points_along_rays, project_points
 from fusionocc_core.ops.point_sampling import farthest_points, inverse_cdf_bins
 
@@ -78,16 +78,29 @@ def test_rows_of_the_deformable_convolution_agree_forward_and_backward(size, dty
         torch.testing.assert_close(ours, reference, rtol=10 * tolerance, atol=10 * tolerance)
 
 
-def test_the_deformable_convolution_takes_rows_where_no_gradients_are_wanted():
-    tensors = drawn_convolution(torch.float32)
-    ways = {backend: deformable_conv2d(*tensors, stride=2, backend=backend) for backend in ("torch", "rows")}
-    assert not torch.equal(ways["torch"], ways["rows"])  # sums in another order
-    assert torch.equal(deformable_conv2d(*tensors, stride=2), ways["torch"])
+def test_the_deformable_convolution_takes_rows_where_they_pay():
+    draw = torch.Generator().manual_seed(4)
+    shapes = ((2, ROWS_PAY_FROM, 3, 4), (2, 9, 3, 4, 2), (2, 9, 3, 4), (3, ROWS_PAY_FROM, 3, 3))
+    x, offset, mask, weight = (torch.randn(shape, generator=draw) for shape in shapes)
+    x = x.contiguous(memory_format=torch.channels_last)
+
+    def backend(*tensors):
+        [plain, rows] = (deformable_conv2d(*tensors, backend=name) for name in ("torch", "rows"))
+        assert not torch.equal(plain, rows)  # sums in another order
+        taken = [
+            name for name, out in (("torch", plain), ("rows", rows)) if torch.equal(deformable_conv2d(*tensors), out)
+        ]
+        return taken
+
+    assert backend(x, offset, mask, weight) == ["rows"]
+    assert backend(x.contiguous(), offset, mask, weight) == ["torch"]
+    narrow = x[:, 1:].contiguous(memory_format=torch.channels_last)
+    assert backend(narrow, offset, mask, weight[:, 1:]) == ["torch"]
+    weight.requires_grad_()
+    assert backend(x, offset, mask, weight) == ["torch"]
     with torch.inference_mode():
-        assert torch.equal(deformable_conv2d(*tensors, stride=2), ways["rows"])
-        halves = [tensor.bfloat16() for tensor in tensors]
-        plain = deformable_conv2d(*halves, stride=2, backend="torch")
-        assert torch.equal(deformable_conv2d(*halves, stride=2), plain)
+        assert backend(x, offset, mask, weight) == ["rows"]
+        assert backend(*(tensor.bfloat16() for tensor in (x, offset, mask, weight))) == ["torch"]
 
 
 @pytest.mark.parametrize("backend", ["torch", "rows"])
