@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fusionocc_core.ops.pull_lift import two_cells
+
 BACKENDS = ("auto", "torch", "rows", "torchvision")
 ROWS_PAY_FROM = 256
 """Channels; with fewer the tables of rows cost more than they save."""
@@ -91,16 +93,11 @@ def _by_rows(
     size, (taps, h, w) = input_BCHW.shape[2:], mask_BThw.shape[1:]
     place_BThw2 = _places(offset_BThw2, input_BCHW.dtype, weight_OCkk.shape[2:], stride, padding)
     place_BhwT2 = place_BThw2.permute(0, 2, 3, 1, 4)
-    # Of the pixels around a place: (B, h, w, T, 2) of axis (dy, dx), before the place and after it.
-    before = place_BhwT2.floor()
-    shares, pixels = [], []
-    for axis in range(2):
-        pixel = torch.stack((before[..., axis], before[..., axis] + 1), dim=-1)
-        share = 1 - (place_BhwT2[..., axis, None] - pixel).abs()
-        shares.append(share * ((pixel >= 0) & (pixel < size[axis])))
-        pixels.append(pixel.nan_to_num().clamp(0, size[axis] - 1).long())  # what is NaN stays so by its share
-    row_BhwTq = (pixels[0][..., :, None] * size[1] + pixels[1][..., None, :]).flatten(-2)
-    counts_BhwTq = (shares[0][..., :, None] * shares[1][..., None, :]).flatten(-2)
+    # Of the pixels before and after a place, (B, h, w, T, 2) of each axis.
+    rows, of_rows = (torch.stack(parts, dim=-1) for parts in two_cells(place_BhwT2[..., 0], size[0]))
+    columns, of_columns = (torch.stack(parts, dim=-1) for parts in two_cells(place_BhwT2[..., 1], size[1]))
+    row_BhwTq = (rows[..., :, None] * size[1] + columns[..., None, :]).flatten(-2)
+    counts_BhwTq = (of_rows[..., :, None] * of_columns[..., None, :]).flatten(-2)
     counts_BhwTq = (counts_BhwTq * mask_BThw.permute(0, 2, 3, 1)[..., None]).to(input_BCHW.dtype)
     weight_JO = weight_OCkk.permute(2, 3, 1, 0).flatten(0, 2)
     out_BVO = []
